@@ -1,0 +1,330 @@
+"""The facade for a plain PyTorch loop: counts, asks the policies, and hands to the run what is due."""
+
+from __future__ import annotations
+
+import os
+import time
+import warnings
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from safepoint import restore as restoring
+from safepoint.capture import rng_state, set_rng_state
+from safepoint.catalog import Catalog, best_of
+from safepoint.errors import ConfigurationError, MissingMetricError, RestoreError, SaveError
+from safepoint.keep import Mode, PreservationPolicy
+from safepoint.naming import check_template, first_free, render
+from safepoint.records import NO_METRICS, Event, EventKind, Metrics, Progress, Record, Save
+from safepoint.run import Names, OnError, Options, Run, Snapshot, Staging
+from safepoint.schedule import ScheduleState, decide
+from safepoint.stores.local import check_directory
+from safepoint.when import SavePolicy
+
+OWN_ENTRY = "safepoint"
+"""The entry of the saved state that holds what Safepoint itself restores: the random generators."""
+
+
+class Checkpointer:
+    """Save a run's state when ``save`` says so, keep what ``keep`` says, and put a run back where it was.
+
+    A context manager, one per run and per directory; for one thread. ``state`` maps names to live objects with
+    ``state_dict()`` and ``load_state_dict()``, or to dicts. ``filename`` is a template over ``epoch``, ``step`` and the
+    metrics of the save. Saves return once the state is staged and become durable in the background (``blocking=True``:
+    at once). A background error is raised at the next call, once, as a SaveError; with ``on_error="warn"`` it is a
+    warning, and the next save tries again.
+
+    Raises:
+        ConfigurationError: an argument is wrong, or the directory is a file or not writable. Nothing was touched.
+
+    """
+
+    def __init__(
+        self,
+        directory: str | os.PathLike[str],
+        *,
+        state: Mapping[str, object],
+        save: SavePolicy,
+        keep: PreservationPolicy,
+        filename: str = "{epoch}-{step}",
+        staging: Staging = "copy",
+        blocking: bool = False,
+        max_images: int = 2,
+        on_error: OnError = "raise",
+    ) -> None:
+        options = Options(staging=staging, blocking=blocking, max_images=max_images, on_error=on_error)
+        options.check("Checkpointer")
+        _check_policies(save, keep)
+        _check_flat(filename)
+        _check_state(state)
+        self.directory = Path(os.path.abspath(os.path.expanduser(directory)))
+        check_directory(self.directory, owner="directory")
+        self._state = dict(state)
+        self._save_policy = save
+        self._keep_policy = keep
+        self._filename = filename
+        self._run = Run(self.directory, options)
+        self._progress = Progress()
+        self._schedule = ScheduleState((0, 0, 0), time.monotonic())
+        self._measured: dict[str, Any] = {}
+        self._seen: set[str] = set()
+        self._protected: dict[Path, str] = {}
+        self._saved = False
+        self._closed = False
+
+    def __enter__(self) -> Self:
+        """Return the checkpointer itself."""
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        """Close; after an error in the loop, only wait for what is under way, and never hide that error."""
+        if error is None:
+            self.close()
+            return
+        try:
+            self._finish()
+        except SaveError as late:
+            error.add_note(f"While this error was on its way, a checkpoint failed too: {late}")
+
+    def restore(self) -> Progress:
+        """Put the newest checkpoint that verifies back into the live objects and the random generators.
+
+        Checkpoints that do not verify are skipped with a warning that says why, and are left where they are. The run
+        goes on under its old identity: the checkpoints that it wrote before count for ``keep`` again.
+
+        Returns where to go on; a fresh start (``path=None``, ``step=0``) if the directory holds no checkpoint.
+
+        Raises:
+            RestoreError: there are checkpoints and none verifies; says what was tried.
+            StateMismatchError: the newest sound one is of another model or optimizer; nothing was changed.
+
+        """
+        self._check_open()
+        self._run.wait()
+        catalog = Catalog.of(self.directory)
+        record, skipped = self._newest_sound(catalog)
+        for path, problem in skipped.items():
+            warnings.warn(f"{path} was skipped: {problem}", RuntimeWarning, stacklevel=2)
+        if record is None:
+            return self._progress
+        loaded = restoring.load(record.path, map_location="cpu")
+        own = loaded.pop(OWN_ENTRY)
+        restoring.put_back(self._state, loaded, record.path)
+        set_rng_state(own["rng"])
+        self._adopt(catalog, record, skipped)
+        return self._progress
+
+    def step(self, **metrics: Any) -> None:
+        """Count one optimizer step and save if that is due; call it once after each ``optimizer.step()``.
+
+        ``metrics`` are numbers or one-element tensors measured at this step; they are read only if a save is due.
+        """
+        self._check_open()
+        p = self._progress
+        self._progress = Progress(p.step + 1, p.epoch, p.batch + 1, NO_METRICS, p.path)
+        self._measured = {name: _detached(value) for name, value in metrics.items()}
+        self._seen |= metrics.keys()
+        self._decide(EventKind.STEP, p.epoch)
+
+    def epoch_end(self, **metrics: Any) -> None:
+        """Count one epoch and save if that is due; call it once after each epoch, with what was measured at its end.
+
+        Raises:
+            MissingMetricError: a save is due and ``keep`` ranks by a metric that was not passed so far.
+
+        """
+        self._check_open()
+        p = self._progress
+        self._measured |= {name: _detached(value) for name, value in metrics.items()}
+        self._seen |= metrics.keys()
+        self._progress = Progress(p.step, p.epoch + 1, 0, NO_METRICS, p.path)
+        self._decide(EventKind.EPOCH_END, p.epoch)
+
+    def save(self, *, pinned: bool = False) -> Path:
+        """Save now, whatever the policy says; return the path as soon as the state is staged.
+
+        A ``pinned`` checkpoint is never removed.
+        """
+        self._check_open()
+        self._decide(EventKind.REQUEST, self._running_epoch(), pinned=pinned)
+        return self._run.ledger.records[-1].path
+
+    def wait(self) -> None:
+        """Return when every checkpoint saved so far is durable."""
+        self._run.wait()
+
+    def close(self) -> None:
+        """End the run: save if ``when.train_end()`` asks for it, wait until everything is durable, release all.
+
+        Raises:
+            MissingMetricError: ``keep`` ranks by a metric that was never passed; everything is saved all the same.
+
+        """
+        if self._closed:
+            return
+        try:
+            self._decide(EventKind.TRAIN_END, self._running_epoch())
+        finally:
+            self._finish()
+        if self._run.ledger.records:
+            self._check_ranked_by(())
+
+    def records(self) -> tuple[Record, ...]:
+        """Return the durable checkpoints in the directory, oldest first, those of earlier runs too."""
+        self._run.settle()
+        records = Catalog.of(self.directory).records
+        return tuple(record for record in records if record.path not in self._run.ledger.pending)
+
+    def latest(self) -> Record | None:
+        """Return the durable checkpoint that was saved last, or ``None``."""
+        records = self.records()
+        return records[-1] if records else None
+
+    def best(self, metric: str, mode: Mode = "min") -> Record | None:
+        """Return the durable checkpoint with the best ``metric``, the earlier of equals; ``None`` if none has it."""
+        return best_of(self.records(), metric, mode)
+
+    def _decide(self, kind: EventKind, epoch: int, *, pinned: bool = False) -> None:
+        self._run.settle()
+        p = self._progress
+        event = Event(kind, p.step, epoch, (p.step, p.epoch, p.batch), time.monotonic())
+        schedule, decision = decide(self._save_policy, self._schedule, event)
+        if isinstance(decision, Save):
+            self._save_now(event, decision, pinned=pinned)
+            self._schedule = schedule
+
+    def _save_now(self, event: Event, decision: Save, *, pinned: bool) -> None:
+        metrics = {name: _number(name, value) for name, value in self._measured.items()}
+        if event.kind is EventKind.EPOCH_END:
+            self._check_ranked_by(metrics)
+        stem = render(self._filename, {"epoch": event.epoch, "step": event.step, **metrics})
+        own = {record.path: record for record in self._run.ledger.records}
+        same_step = {path for path, record in own.items() if record.step == event.step}
+        name = first_free(stem, lambda name: self.directory / name not in same_step and self._run.taken(name))
+        self._warn_of_other_runs()
+        self._run.save(
+            Snapshot(
+                state={
+                    **{entry: restoring.state_of(target) for entry, target in self._state.items()},
+                    OWN_ENTRY: {"rng": rng_state()},
+                },
+                step=event.step,
+                epoch=event.epoch,
+                position=event.position,
+                metrics=metrics,
+                reasons=decision.reasons,
+                pinned=pinned,
+            ),
+            Names(name, replace=self.directory / name in same_step),
+            self._keep_policy,
+            protected=self._protected,
+            superseded={path: f"superseded by {name}, saved later at the same step" for path in same_step},
+        )
+
+    def _check_ranked_by(self, present: Iterable[str]) -> None:
+        """Raise if ``keep`` ranks by a metric that was not passed so far; ``present`` are those of this moment."""
+        for metric in sorted(self._keep_policy.metrics - self._seen):
+            remedy = f"Pass epoch_end({metric}=...); in an epoch without a measurement, float('nan')."
+            raise MissingMetricError(metric, f"keep.best({metric!r})", present or self._seen, remedy)
+
+    def _newest_sound(self, catalog: Catalog) -> tuple[Record | None, dict[Path, str]]:
+        """Return the newest record that verifies, and what was tried before it with why not."""
+        skipped: dict[Path, str] = {}
+        for record in reversed(catalog.records):
+            problems = self._problems(record.path)
+            if not problems:
+                return record, skipped
+            skipped[record.path] = problems
+        skipped |= catalog.unreadable
+        if skipped:
+            tried = "\n".join(f"  {path}: {problem}" for path, problem in skipped.items())
+            raise RestoreError(
+                f"no checkpoint in {self.directory} verifies; tried:\n{tried}\n"
+                "Give another directory, or move these files away to start afresh."
+            )
+        return None, skipped
+
+    @staticmethod
+    def _problems(path: Path) -> str:
+        try:
+            restoring.check_sound(path)
+        except (restoring.CheckpointError, OSError) as error:
+            return str(error)
+        return ""
+
+    def _adopt(self, catalog: Catalog, record: Record, skipped: Mapping[Path, str]) -> None:
+        self._progress = catalog.manifests[record.path].progress(record.path)
+        p = self._progress
+        self._schedule = ScheduleState((p.step, p.epoch, p.batch), time.monotonic())
+        self._measured = dict(p.metrics)
+        self._seen |= p.metrics.keys()
+        self._protected = {record.path: "the run was resumed from it"}
+        own = tuple(found for found in catalog.written_by(record.run) if found.path not in skipped)
+        present = {found.path for found in own}
+        removed = (fate for fate in catalog.history(record.run) if fate.record.path not in present)
+        self._run.adopt(record.run, own, tuple(fate for fate in removed if not fate.kept))
+        self._saved = True
+
+    def _warn_of_other_runs(self) -> None:
+        """Say once, before the first save of a run that was not restored, that others' checkpoints are there."""
+        if self._saved:
+            return
+        self._saved = True
+        if others := Catalog.of(self.directory).records:
+            warnings.warn(
+                f"{self.directory} holds {len(others)} checkpoints of another run; they stay, and do not count for keep=. "
+                "Call restore() first to go on with that run.",
+                RuntimeWarning,
+                stacklevel=5,
+            )
+
+    def _running_epoch(self) -> int:
+        """Return the epoch that is running or, between two epochs, the one that just ended."""
+        p = self._progress
+        return p.epoch if p.batch or not p.epoch else p.epoch - 1
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise ConfigurationError("this Checkpointer is closed: make another, and restore() to go on with the run.")
+
+    def _finish(self) -> None:
+        if not self._closed:
+            self._closed = True
+            self._run.close()
+
+
+def _check_policies(save: object, keep: object) -> None:
+    if not isinstance(save, SavePolicy):
+        raise ConfigurationError(f"save={save!r}: give a policy from safepoint.when, such as when.every(epochs=1).")
+    if not isinstance(keep, PreservationPolicy):
+        raise ConfigurationError(f"keep={keep!r}: give a policy from safepoint.keep, such as keep.latest(2).")
+
+
+def _check_flat(filename: str) -> None:
+    check_template(filename)
+    if "/" in filename:
+        raise ConfigurationError(f"filename={filename!r}: the checkpoints of a run lie side by side; take out the '/'.")
+
+
+def _check_state(state: Mapping[str, object]) -> None:
+    if not isinstance(state, Mapping) or not state:
+        raise ConfigurationError("state= must map names to live objects: state={'model': model, 'optimizer': optimizer}.")
+    if OWN_ENTRY in state:
+        raise ConfigurationError(f"state= must not have an entry {OWN_ENTRY!r}: that one is Safepoint's own. Rename it.")
+    restoring.check_restorable(state)
+
+
+def _detached(value: Any) -> Any:
+    """Let go of a tensor's graph, which would otherwise live on into the next step."""
+    return value.detach() if hasattr(value, "detach") else value
+
+
+def _number(name: str, value: Any) -> float:
+    try:
+        number = value.item() if hasattr(value, "item") else value
+        if isinstance(number, bool) or not isinstance(number, int | float):
+            number = float(number)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ConfigurationError(f"the metric {name}={value!r} is not a number ({error}); pass a number.") from None
+    return number

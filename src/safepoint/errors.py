@@ -1,0 +1,70 @@
+"""The errors of Safepoint, all below one root.
+
+::
+
+    SafepointError
+    ├── ConfigurationError (ValueError)     an argument is wrong; nothing on disk was touched
+    │   └── MissingMetricError              a policy or a template names a metric that was not given
+    ├── CaptureError                        the state holds something that cannot be saved
+    ├── SaveError                           a checkpoint did not become durable; earlier ones are intact
+    ├── CheckpointError                     a file cannot be used
+    │   ├── NotACheckpointError             no Safepoint manifest in it
+    │   └── DamagedCheckpointError          it does not match its own digests
+    ├── RestoreError                        checkpoints are there, and none of them verifies
+    └── StateMismatchError                  a sound checkpoint, of another model or optimizer
+
+Every message says what is wrong, where, and what to do about it.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+
+class SafepointError(Exception):
+    """Be the root of every error that Safepoint raises on purpose."""
+
+
+class ConfigurationError(SafepointError, ValueError):
+    """Say that an argument is wrong, before anything on disk is touched."""
+
+
+class MissingMetricError(ConfigurationError):
+    """Say that a metric is asked for by name and is not among those given."""
+
+    def __init__(self, metric: str, asked_by: str, present: Iterable[str], remedy: str) -> None:
+        self.metric = metric
+        self.present = tuple(sorted(present))
+        there = ", ".join(repr(name) for name in self.present) or "none at all"
+        super().__init__(f"{asked_by} needs the metric {metric!r}, and the metrics given are: {there}. {remedy}")
+
+
+class CaptureError(SafepointError):
+    """Say that the state holds something that cannot be put into a checkpoint."""
+
+
+class SaveError(SafepointError):
+    """Say that a checkpoint did not become durable; the cause carries the original traceback."""
+
+
+class CheckpointError(SafepointError):
+    """Say that a file cannot be used as a checkpoint."""
+
+
+class NotACheckpointError(CheckpointError):
+    """Say that a file holds no Safepoint manifest."""
+
+
+class DamagedCheckpointError(CheckpointError):
+    """Say that a checkpoint does not match its own digests."""
+
+
+class RestoreError(SafepointError):
+    """Say that a directory holds checkpoints of which none verifies."""
+
+
+class StateMismatchError(SafepointError):
+    """Say that a sound checkpoint does not fit the live objects."""

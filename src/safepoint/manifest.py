@@ -1,0 +1,179 @@
+"""The manifest: what a checkpoint says about itself, as JSON inside the file.
+
+It is the truth about a checkpoint (its name is cosmetic) and enough to rebuild a run's records from a directory alone.
+It also carries the run's short history, so that the newest file can tell of those that were removed. This file builds,
+encodes, parses and validates; it reads no disk and no tensor.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Literal
+
+import msgspec
+
+from safepoint.errors import NotACheckpointError
+from safepoint.records import Fate, Metrics, Progress, Record
+
+FORMAT_VERSION = 1
+HISTORY_LIMIT = 1000
+"""How many removed checkpoints a manifest remembers; those still kept are always listed."""
+
+Count = Annotated[int, msgspec.Meta(ge=0, lt=2**62)]
+Digest = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{32}$")]
+Number = float | int | Literal["nan", "inf", "-inf"]
+"""A metric in JSON, which knows no NaN and no infinity."""
+
+
+class Blob(msgspec.Struct, frozen=True):
+    """A run of bytes: its size and its xxh3-128 digest."""
+
+    size_bytes: Count
+    digest: Digest
+
+
+class Tensor(msgspec.Struct, frozen=True, omit_defaults=True):
+    """A tensor: its path in the state, dtype, shape, and where in which storage it lies (in elements).
+
+    ``strides`` is left out where the tensor is contiguous.
+    """
+
+    path: str
+    dtype: str
+    shape: tuple[Count, ...]
+    storage: Count
+    offset: Count = 0
+    strides: tuple[Count, ...] | None = None
+
+
+class Position(msgspec.Struct, frozen=True):
+    """Where the run goes on: see ``records.Progress``."""
+
+    step: Count
+    epoch: Count
+    batch: Count
+
+
+class HistoryEntry(msgspec.Struct, frozen=True):
+    """A checkpoint of the run and what became of it: ``reason`` says why it is kept or why it was removed."""
+
+    name: str
+    step: Count
+    epoch: Count
+    metrics: dict[str, Number]
+    time: float
+    kept: bool
+    reason: str
+
+
+class Manifest(msgspec.Struct, frozen=True):
+    """Everything that a checkpoint says about itself; the fields of ``records.Record`` mean the same here."""
+
+    format_version: Annotated[int, msgspec.Meta(ge=1)]
+    run: str
+    step: Count
+    epoch: Count
+    metrics: dict[str, Number]
+    time: float
+    reasons: tuple[str, ...]
+    pinned: bool
+    position: Position
+    producer: dict[str, str]
+    pickle: Blob
+    storages: tuple[Blob, ...]
+    tensors: tuple[Tensor, ...]
+    history: tuple[HistoryEntry, ...]
+
+    def record(self, path: Path, size_bytes: int) -> Record:
+        """Return the record of the checkpoint that was found at ``path``."""
+        return Record(
+            path=path,
+            step=self.step,
+            epoch=self.epoch,
+            metrics=decoded_metrics(self.metrics),
+            time=self.time,
+            size_bytes=size_bytes,
+            reasons=self.reasons,
+            pinned=self.pinned,
+            run=self.run,
+        )
+
+    def progress(self, path: Path) -> Progress:
+        """Return where a run that restores the checkpoint at ``path`` goes on."""
+        position = self.position
+        return Progress(position.step, position.epoch, position.batch, decoded_metrics(self.metrics), path)
+
+
+def encode(manifest: Manifest) -> bytes:
+    """Return the manifest as JSON."""
+    return msgspec.json.encode(manifest)
+
+
+def decode(data: bytes) -> Manifest:
+    """Return the manifest in ``data``.
+
+    Raises:
+        NotACheckpointError: it is not one, is of a newer format, or a field is missing or of the wrong kind.
+
+    """
+    try:
+        head = msgspec.json.decode(data, type=_Head)
+        if head.format_version > FORMAT_VERSION:
+            raise NotACheckpointError(
+                f"written in format {head.format_version}; this Safepoint reads up to {FORMAT_VERSION}: upgrade it"
+            )
+        manifest = msgspec.json.decode(data, type=Manifest)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise NotACheckpointError(f"its manifest is malformed: {error}") from None
+    if any(tensor.storage >= len(manifest.storages) for tensor in manifest.tensors):
+        raise NotACheckpointError("its manifest is malformed: a tensor names a storage that is not there")
+    return manifest
+
+
+def encoded_metrics(metrics: Metrics) -> dict[str, Number]:
+    """Return ``metrics`` as JSON can hold them."""
+    return {name: value if math.isfinite(value) else _spelled(value) for name, value in metrics.items()}
+
+
+def decoded_metrics(metrics: Mapping[str, Number]) -> Metrics:
+    """Return the metrics that ``encoded_metrics`` was given."""
+    return {name: float(value) if isinstance(value, str) else value for name, value in metrics.items()}
+
+
+def encoded_history(fates: tuple[Fate, ...], directory: Path) -> tuple[HistoryEntry, ...]:
+    """Return the history to embed: what is kept, and the last ``HISTORY_LIMIT`` that were removed, oldest first."""
+    removed = [fate for fate in fates if not fate.kept]
+    forgotten = {id(fate) for fate in removed[:-HISTORY_LIMIT]}
+    return tuple(_entry(fate, directory) for fate in fates if id(fate) not in forgotten)
+
+
+def decoded_history(manifest: Manifest, directory: Path) -> tuple[Fate, ...]:
+    """Return the history as fates of records in ``directory``; their sizes are not in it (0)."""
+    return tuple(
+        Fate(
+            Record(directory / e.name, e.step, e.epoch, decoded_metrics(e.metrics), e.time, 0, (), run=manifest.run),
+            e.kept,
+            e.reason,
+        )
+        for e in manifest.history
+    )
+
+
+class _Head(msgspec.Struct):
+    format_version: Annotated[int, msgspec.Meta(ge=1)]
+
+
+def _entry(fate: Fate, directory: Path) -> HistoryEntry:
+    record = fate.record
+    inside = record.path.is_relative_to(directory)
+    name = record.path.relative_to(directory).as_posix() if inside else record.path.name
+    metrics = encoded_metrics(record.metrics)
+    return HistoryEntry(name, record.step, record.epoch, metrics, record.time, fate.kept, fate.reason)
+
+
+def _spelled(value: float) -> Literal["nan", "inf", "-inf"]:
+    if math.isnan(value):
+        return "nan"
+    return "inf" if value > 0 else "-inf"

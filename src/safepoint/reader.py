@@ -1,0 +1,129 @@
+"""Read what a checkpoint says about itself, and verify that it holds.
+
+Reads files and never unpickles: nothing in a checkpoint can run code from here. Imports no torch, so that the command
+line answers at once; ``restore`` is where tensors are loaded.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+import struct
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+from safepoint import image
+from safepoint.checksums import Checksums, checksums
+from safepoint.errors import NotACheckpointError
+from safepoint.image import Entry, Layout
+from safepoint.manifest import Manifest, decode
+
+MANIFEST_LIMIT_BYTES = 1 << 30
+_CHUNK_BYTES = 4 << 20
+# What zipfile raises on bytes that are not a whole archive.
+_ZIP_ERRORS = (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError, ValueError, struct.error, MemoryError)
+
+
+def read_manifest(path: str | os.PathLike[str]) -> Manifest:
+    """Return the manifest of the checkpoint at ``path``, reading no tensor data.
+
+    Raises:
+        NotACheckpointError: the file is no whole Safepoint checkpoint; the message says why.
+        OSError: it cannot be opened.
+
+    """
+    with _open(Path(path)) as file:
+        return decode(_manifest_bytes(file))
+
+
+def verify(path: str | os.PathLike[str]) -> list[str]:
+    """Return the problems of the checkpoint at ``path``: empty if every byte of it is accounted for and matches.
+
+    The data is checked against the digests in the manifest; everything else (headers, padding, directory) follows from
+    the manifest and is compared byte by byte.
+
+    Raises:
+        OSError: the file cannot be opened or read.
+
+    """
+    try:
+        with _open(Path(path)) as file:
+            data = _manifest_bytes(file)
+            return list(_problems(file, decode(data), data))
+    except NotACheckpointError as error:
+        return [str(error)]
+
+
+def _open(path: Path) -> BinaryIO:
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise NotACheckpointError("not a regular file")
+    return path.open("rb")
+
+
+def _manifest_bytes(file: BinaryIO) -> bytes:
+    try:
+        with zipfile.ZipFile(file) as archive:
+            info = archive.getinfo(image.MANIFEST_RECORD)
+            if info.compress_type != zipfile.ZIP_STORED or info.file_size > MANIFEST_LIMIT_BYTES:
+                raise NotACheckpointError("its manifest is compressed or absurdly long: not written by Safepoint")
+            return archive.read(info)
+    except KeyError:
+        raise NotACheckpointError("it holds no Safepoint manifest: another program wrote it") from None
+    except _ZIP_ERRORS as error:
+        raise NotACheckpointError(f"not a whole zip archive ({error}): cut off, damaged, or another kind of file") from None
+
+
+def _problems(file: BinaryIO, manifest: Manifest, manifest_bytes: bytes) -> Iterator[str]:
+    layout = image.lay_out(
+        manifest.pickle.size_bytes, [blob.size_bytes for blob in manifest.storages], len(manifest_bytes)
+    )
+    size = os.fstat(file.fileno()).st_size
+    if layout.manifest.end > size:
+        yield f"cut off: its manifest speaks of {layout.manifest.end} bytes or more, and the file has {size}"
+        return
+    crcs = {entry.name: checksums(content).crc for entry, content in layout.constants}
+    crcs[layout.manifest.name] = checksums(manifest_bytes).crc
+    blobs = ((layout.pickle, manifest.pickle), *zip(layout.storages, manifest.storages, strict=True))
+    for entry, blob in blobs:
+        sums = _checksums_of(file, entry)
+        crcs[entry.name] = sums.crc
+        if sums.digest != blob.digest:
+            yield f"{_subject(entry, layout, manifest)} does not match its digest"
+    yield from _frame_problems(file, layout, crcs, manifest_bytes, size)
+
+
+def _frame_problems(
+    file: BinaryIO, layout: Layout, crcs: dict[str, int], manifest_bytes: bytes, size: int
+) -> Iterator[str]:
+    """Compare everything that is not data with what the manifest says it must be."""
+    end = 0
+    for offset, expected in (*image.frame(layout, crcs), (layout.manifest.data_offset, manifest_bytes)):
+        file.seek(offset)
+        if file.read(len(expected)) != expected:
+            yield f"the archive's own bytes at offset {offset} are not what they must be (header, padding or checksum)"
+        end = max(end, offset + len(expected))
+    if size != end:
+        yield f"it has {size} bytes where {end} are accounted for"
+
+
+def _checksums_of(file: BinaryIO, entry: Entry) -> Checksums:
+    sums = Checksums()
+    file.seek(entry.data_offset)
+    left = entry.size_bytes
+    while left and (chunk := file.read(min(left, _CHUNK_BYTES))):
+        sums.update(chunk)
+        left -= len(chunk)
+    return sums
+
+
+def _subject(entry: Entry, layout: Layout, manifest: Manifest) -> str:
+    if entry is layout.pickle:
+        return "the structure of the state (data.pkl)"
+    key = layout.storages.index(entry)
+    named = [repr(tensor.path) for tensor in manifest.tensors if tensor.storage == key]
+    if not named:
+        return f"storage {key}"
+    more = f" (and {len(named) - 1} more on its storage)" if len(named) > 1 else ""
+    return f"tensor {named[0]}{more}"

@@ -1,0 +1,154 @@
+"""The decisions of a run, as pure functions: when to save, and what stays.
+
+``decide`` maps (state, event) to (state, decision). ``Ledger`` holds the records of a run, those on disk and those on
+their way there, and plans what stays. No clock, no disk, no torch: time comes in the events, removal is done elsewhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from types import MappingProxyType
+
+from safepoint.keep import PreservationPolicy
+from safepoint.records import Decision, Event, EventKind, Fate, Plan, Record, Save, Skip
+from safepoint.when import SavePolicy
+
+
+@dataclass(frozen=True, slots=True)
+class ScheduleState:
+    """What the next decision depends on: where the last save (or the start) was, and its ``time_s``."""
+
+    last_position: tuple[int, int, int]
+    last_save_s: float
+
+
+def decide(policy: SavePolicy, state: ScheduleState, event: Event) -> tuple[ScheduleState, Decision]:
+    """Return whether to save at ``event``, why or why not, and the state after it.
+
+    A request always saves. The end of training saves only if the run has moved on since the last save.
+    """
+    if event.kind is EventKind.REQUEST:
+        reason: str | None = "requested"
+    elif event.kind is EventKind.TRAIN_END and event.position == state.last_position:
+        return state, Skip(f"step {event.step} is already saved" if event.step else "no step was made")
+    else:
+        reason = policy.due(event, state.last_save_s)
+    if reason is None:
+        return state, Skip("nothing is due")
+    return ScheduleState(event.position, event.time_s), Save((reason,))
+
+
+def plan_retention(
+    policy: PreservationPolicy,
+    records: Sequence[Record],
+    *,
+    protected: Mapping[Path, str],
+    superseded: Mapping[Path, str],
+) -> Plan:
+    """Return what stays and what goes of ``records``, oldest first.
+
+    Never removed: the newest record, a pinned one and what ``protected`` names (path to reason). What ``superseded``
+    names (path to reason) counts for no policy.
+    """
+    reasons = dict(policy.select([record for record in records if record.path not in superseded]))
+    if records:
+        reasons.setdefault(records[-1].path, "the newest is never removed")
+    for record in records:
+        if record.pinned:
+            reasons.setdefault(record.path, "pinned")
+    reasons = {**protected, **reasons}
+    return Plan(
+        keep={record.path: reasons[record.path] for record in records if record.path in reasons},
+        remove={
+            record.path: superseded.get(record.path) or policy.why_not(record)
+            for record in records
+            if record.path not in reasons
+        },
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Proposal:
+    """A save that is decided but not yet durable, and what its success lets go.
+
+    ``released`` are to be removed afterwards; ``replaced`` has the very name of the new one and goes by being replaced.
+    """
+
+    record: Record
+    plan: Plan
+    released: tuple[Record, ...]
+    replaced: Record | None
+
+
+@dataclass(frozen=True, slots=True)
+class Ledger:
+    """The records of one run, immutable: each change returns a new ledger.
+
+    ``records``: what is to be on disk once every pending save is durable, oldest first; ``pending``: the paths among
+    them that are not durable yet; ``removed``: what was let go, with reasons, oldest first.
+    """
+
+    records: tuple[Record, ...] = ()
+    pending: frozenset[Path] = frozenset()
+    removed: tuple[Fate, ...] = ()
+    kept: Mapping[Path, str] = field(default_factory=dict)
+
+    @property
+    def durable(self) -> tuple[Record, ...]:
+        """The records that are known to be durable, oldest first."""
+        return tuple(record for record in self.records if record.path not in self.pending)
+
+    def propose(
+        self,
+        candidate: Record,
+        policy: PreservationPolicy,
+        *,
+        protected: Mapping[Path, str] = MappingProxyType({}),
+        superseded: Mapping[Path, str] = MappingProxyType({}),
+    ) -> tuple[Ledger, Proposal]:
+        """Return the ledger as it will be once ``candidate`` is durable, and the proposal to hand to the writer.
+
+        A record of the same path is replaced by the candidate.
+        """
+        replaced = next((record for record in self.records if record.path == candidate.path), None)
+        records = (*(record for record in self.records if record is not replaced), candidate)
+        plan = plan_retention(policy, records, protected=protected, superseded=superseded)
+        released = tuple(record for record in records if record.path in plan.remove)
+        after = Ledger(
+            records=tuple(record for record in records if record.path in plan.keep),
+            pending=self.pending | {candidate.path},
+            removed=(*self.removed, *(Fate(record, False, plan.remove[record.path]) for record in released)),
+            kept=plan.keep,
+        )
+        return after, Proposal(candidate, plan, released, replaced)
+
+    def committed(self, proposal: Proposal, size_bytes: int, still_there: Sequence[Record] = ()) -> Ledger:
+        """Return the ledger with the proposal's record durable, at its true size, and with ``still_there`` back in.
+
+        ``still_there`` are those of ``proposal.released`` that were not removed after all.
+        """
+        path = proposal.record.path
+        records = tuple(replace(r, size_bytes=size_bytes) if r.path == path else r for r in self.records)
+        return replace(self, records=records, pending=self.pending - {path})._with_back(still_there)
+
+    def failed(self, proposal: Proposal) -> Ledger:
+        """Return the ledger without the proposal's record, and with what it let go back in: a failed save removes nothing."""
+        path = proposal.record.path
+        rest = tuple(record for record in self.records if record.path != path)
+        back = proposal.released if proposal.replaced is None else (*proposal.released, proposal.replaced)
+        return replace(self, records=rest, pending=self.pending - {path})._with_back(back)
+
+    def history(self) -> tuple[Fate, ...]:
+        """Return every checkpoint of the run, oldest first, and what became of it."""
+        present = tuple(Fate(record, True, self.kept.get(record.path, "")) for record in self.records)
+        return tuple(sorted((*self.removed, *present), key=lambda fate: fate.record.time))
+
+    def _with_back(self, back: Sequence[Record]) -> Ledger:
+        returned = {record.path for record in back}
+        rest = tuple(record for record in self.records if record.path not in returned)
+        records = tuple(sorted((*rest, *back), key=lambda record: record.time))
+        return replace(
+            self, records=records, removed=tuple(fate for fate in self.removed if fate.record.path not in returned)
+        )

@@ -1,0 +1,31 @@
+"""Where checkpoints lie: the seam between the pipeline and a medium.
+
+``local`` is a directory on a POSIX file system; ``memory`` is a double for tests, with failpoints.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Protocol
+
+
+class Store(Protocol):
+    """The four things that the pipeline asks of a medium; names are relative, with ``/`` between parts.
+
+    A protocol, so that the writer's order (write, name, remove) is written once and tested without a disk.
+    """
+
+    def write(self, name: str, chunks: Iterable[bytes | memoryview], size_bytes: int, *, replace: bool) -> None:
+        """Make ``chunks`` (``size_bytes`` in all) durable under ``name``, all or nothing.
+
+        Raises FileExistsError if the name is taken and ``replace`` is false; any other OSError leaves nothing behind.
+        """
+
+    def link(self, target: str, name: str) -> None:
+        """Give the durable checkpoint ``target`` a second name, durably; it replaces what had it, in one step."""
+
+    def symlink(self, target: str, name: str) -> None:
+        """Let ``name`` point to ``target``, durably; it replaces what had the name, in one step."""
+
+    def remove(self, name: str) -> None:
+        """Remove ``name``; it is no error if it is gone already."""

@@ -1,0 +1,205 @@
+"""A directory on a POSIX file system, written so that a crash at any point leaves only whole checkpoints.
+
+Temporary in the same directory, preallocate, write, fsync, publish under the final name, fsync the directory and every
+parent that was made. A temporary is hidden, and locked by its writer for as long as that lives: what can be locked is
+dead and is cleaned away. Knows names and bytes; knows nothing of what they mean.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import os
+import secrets
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from safepoint.errors import ConfigurationError
+from safepoint.naming import TEMPORARY_PREFIX
+
+_LINKS_REFUSED = (errno.EPERM, errno.EOPNOTSUPP, errno.EMLINK, errno.ENOSYS)
+_PREALLOCATION_REFUSED = (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS)
+
+
+class LocalStore:
+    """The checkpoints in ``directory``, which is made at the first write."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self._cleaned: set[Path] = set()
+
+    def write(self, name: str, chunks: Iterable[bytes | memoryview], size_bytes: int, *, replace: bool) -> None:
+        """See ``Store.write``."""
+        final = self._parent_made(name)
+        with _temporary(final.parent) as (descriptor, temporary):
+            _preallocate(descriptor, size_bytes)
+            for chunk in chunks:
+                _write_all(descriptor, chunk)
+            os.fsync(descriptor)
+            if replace:
+                temporary.replace(final)
+            else:
+                _publish_new(temporary, final)
+        _sync_directory(final.parent)
+
+    def link(self, target: str, name: str) -> None:
+        """See ``Store.link``; a copy where the file system has no links."""
+        source, final = self.directory / target, self._parent_made(name)
+        temporary = _temporary_path(final.parent)
+        try:
+            os.link(source, temporary)
+        except OSError as error:
+            if error.errno not in _LINKS_REFUSED:
+                raise
+            self._copy(source, name)
+            return
+        _rename_over(temporary, final)
+
+    def symlink(self, target: str, name: str) -> None:
+        """See ``Store.symlink``; the link is relative, so that the directory can be moved."""
+        final = self._parent_made(name)
+        temporary = _temporary_path(final.parent)
+        temporary.symlink_to(os.path.relpath(self.directory / target, final.parent))
+        _rename_over(temporary, final)
+
+    def remove(self, name: str) -> None:
+        """See ``Store.remove``."""
+        (self.directory / name).unlink(missing_ok=True)
+
+    def _copy(self, source: Path, name: str) -> None:
+        with source.open("rb") as file:
+            chunks = iter(lambda: file.read(4 << 20), b"")
+            self.write(name, chunks, os.fstat(file.fileno()).st_size, replace=True)
+
+    def _parent_made(self, name: str) -> Path:
+        final = self.directory / name
+        _make_directory(final.parent)
+        if final.parent not in self._cleaned:
+            self._cleaned.add(final.parent)
+            clean(final.parent)
+        return final
+
+
+def check_directory(directory: Path, *, owner: str) -> None:
+    """Raise a ConfigurationError if checkpoints cannot be written to ``directory``; touches nothing."""
+    existing = directory
+    while not existing.exists() and existing != existing.parent:
+        existing = existing.parent
+    if not existing.is_dir():
+        raise ConfigurationError(f"{owner}={str(directory)!r}: {existing} is a file; give a directory.")
+    if not os.access(existing, os.W_OK | os.X_OK, effective_ids=os.access in os.supports_effective_ids):
+        raise ConfigurationError(f"{owner}={str(directory)!r}: {existing} is not writable; give another or change its mode.")
+
+
+def clean(directory: Path) -> list[Path]:
+    """Remove the temporaries that dead writers left in ``directory``, and return their paths.
+
+    A living writer, in this process or in another, holds a lock on its own; so does one on another machine where the
+    file system shares locks. Where locks are refused, nothing is removed.
+    """
+    removed: list[Path] = []
+    if not directory.is_dir():
+        return removed
+    for path in directory.iterdir():
+        if path.name.startswith(TEMPORARY_PREFIX) and _abandoned(path):
+            path.unlink(missing_ok=True)
+            removed.append(path)
+    return removed
+
+
+def _abandoned(path: Path) -> bool:
+    if path.is_symlink():
+        return True
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    finally:
+        os.close(descriptor)
+    return True
+
+
+def _temporary_path(directory: Path) -> Path:
+    return directory / f"{TEMPORARY_PREFIX}{secrets.token_hex(8)}.tmp"
+
+
+@contextlib.contextmanager
+def _temporary(directory: Path) -> Iterator[tuple[int, Path]]:
+    """Open a locked temporary file in ``directory``; whatever is left under its name at the end is removed."""
+    path, descriptor = _locked_file(directory)
+    try:
+        yield descriptor, path
+    finally:
+        path.unlink(missing_ok=True)
+        os.close(descriptor)
+
+
+def _locked_file(directory: Path) -> tuple[Path, int]:
+    while True:
+        path = _temporary_path(directory)
+        descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC, 0o666)
+        with contextlib.suppress(OSError):  # a file system without locks: nobody cleans there either
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        # Between open and lock another process may have taken the file for abandoned.
+        if os.fstat(descriptor).st_nlink:
+            return path, descriptor
+        os.close(descriptor)
+
+
+def _preallocate(descriptor: int, size_bytes: int) -> None:
+    """Reserve the space, so that a full disk is found before anything is written."""
+    try:
+        os.posix_fallocate(descriptor, 0, size_bytes)
+    except OSError as error:
+        if error.errno not in _PREALLOCATION_REFUSED:
+            raise
+
+
+def _write_all(descriptor: int, chunk: bytes | memoryview) -> None:
+    left = memoryview(chunk)
+    while left:
+        left = left[os.write(descriptor, left) :]
+
+
+def _publish_new(temporary: Path, final: Path) -> None:
+    """Give ``temporary`` its final name, and never over another file: ``link`` refuses where ``rename`` would replace."""
+    try:
+        os.link(temporary, final)
+    except OSError as error:
+        if error.errno not in _LINKS_REFUSED:
+            raise
+        if os.path.lexists(final):
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(final)) from None
+        temporary.rename(final)
+
+
+def _rename_over(temporary: Path, final: Path) -> None:
+    try:
+        if final.is_dir() and not final.is_symlink():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(final))
+        temporary.replace(final)
+    finally:
+        # Between two names of one file, rename does nothing and leaves both (POSIX).
+        temporary.unlink(missing_ok=True)
+    _sync_directory(final.parent)
+
+
+def _make_directory(directory: Path) -> None:
+    """Make ``directory`` and its parents, each durable in the one above it."""
+    missing = [directory, *directory.parents]
+    for path in reversed([path for path in missing if not path.exists()]):
+        path.mkdir(exist_ok=True)
+        _sync_directory(path.parent)
+
+
+def _sync_directory(directory: Path) -> None:
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,165 @@
+"""The one background pipeline: digest, write, name, remove. The only file with a thread.
+
+Jobs run one after another in the order of submission. Nothing is removed before the job's own checkpoint is durable
+under all its names, and once a job has failed nothing more is removed until the training thread has taken notice: what
+later jobs were going to remove was decided in the belief that the failed one would be there.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+
+import msgspec
+
+from safepoint import image
+from safepoint.checksums import checksums
+from safepoint.image import Entry, Layout
+from safepoint.manifest import Blob, Manifest, encode
+from safepoint.staging import Image, Pool
+from safepoint.stores import Store
+
+_SLAB_BYTES = 64 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One staged checkpoint and what to do with it.
+
+    ``manifest`` still lacks sizes and digests. ``links`` and ``symlinks`` are further names for the same bytes;
+    ``remove`` goes once all of them are durable.
+    """
+
+    image: Image
+    layout: Layout
+    manifest: Manifest
+    name: str
+    replace: bool
+    links: tuple[str, ...] = ()
+    symlinks: tuple[str, ...] = ()
+    remove: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What became of a job.
+
+    ``durable`` says whether its checkpoint is; ``error`` is what went wrong, if anything did; ``still_there`` are the
+    names that were to be removed and were not; ``size_bytes`` is the size of the file.
+    """
+
+    job: Job
+    durable: bool
+    size_bytes: int
+    error: Exception | None
+    still_there: tuple[str, ...]
+
+
+class Writer:
+    """Write jobs to ``store`` in a background thread, and give their images back to ``pool``.
+
+    Every method is for the training thread only.
+    """
+
+    def __init__(self, store: Store, pool: Pool) -> None:
+        self._store = store
+        self._pool = pool
+        # Not a daemon: the interpreter waits for what is still to be written when a program ends without close().
+        self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="safepoint-writer")
+        self._futures: deque[Future[Outcome]] = deque()
+        self._removal_suspended = threading.Event()
+
+    def submit(self, job: Job) -> None:
+        """Queue ``job``; its image belongs to the writer from now on."""
+        self._futures.append(self._executor.submit(self._run, job))
+
+    def outcomes(self) -> Iterator[Outcome]:
+        """Take what became of the jobs that have ended since the last call, oldest first."""
+        while self._futures and self._futures[0].done():
+            outcome = self._futures[0].result()
+            self._futures.popleft()
+            if outcome.error is not None:
+                self._resume_removal_after_pending()
+            yield outcome
+
+    def wait(self) -> None:
+        """Return when every job has ended; ``outcomes`` tells how."""
+        for future in tuple(self._futures):
+            future.result()
+
+    def close(self) -> None:
+        """Wait, and end the thread."""
+        self._executor.shutdown(wait=True)
+
+    def _resume_removal_after_pending(self) -> None:
+        """Allow removal again behind the jobs that were decided before the failure was known."""
+        self._executor.submit(self._removal_suspended.clear)
+
+    def _run(self, job: Job) -> Outcome:
+        try:
+            size_bytes = self._commit(job)
+        except Exception as error:  # noqa: BLE001 - handed to the training thread, which raises it
+            self._removal_suspended.set()
+            return Outcome(job, False, 0, error, job.remove)
+        finally:
+            self._pool.release(job.image)
+        if self._removal_suspended.is_set():
+            return Outcome(job, True, size_bytes, None, job.remove)
+        return self._removed(job, size_bytes)
+
+    def _commit(self, job: Job) -> int:
+        tail = seal(job)
+        body_bytes = job.layout.body_bytes
+        size_bytes = body_bytes + len(tail)
+        self._store.write(job.name, _slabs(job.image, body_bytes, tail), size_bytes, replace=job.replace)
+        for name in job.links:
+            self._store.link(job.name, name)
+        for name in job.symlinks:
+            self._store.symlink(job.name, name)
+        return size_bytes
+
+    def _removed(self, job: Job, size_bytes: int) -> Outcome:
+        for index, name in enumerate(job.remove):
+            try:
+                self._store.remove(name)
+            except OSError as error:
+                return Outcome(job, True, size_bytes, error, job.remove[index:])
+        return Outcome(job, True, size_bytes, None, ())
+
+
+def seal(job: Job) -> bytes:
+    """Complete the image in place (digests, headers, checksums) and return the bytes that follow it."""
+    draft, layout = job.manifest, job.layout
+    crcs: dict[str, int] = {}
+
+    def blob(entry: Entry) -> Blob:
+        sums = checksums(job.image.view(entry.data_offset, entry.size_bytes))
+        crcs[entry.name] = sums.crc
+        return Blob(entry.size_bytes, sums.digest)
+
+    manifest = encode(
+        msgspec.structs.replace(
+            draft, pickle=blob(layout.pickle), storages=tuple(blob(entry) for entry in layout.storages)
+        )
+    )
+    final = image.lay_out(layout.pickle.size_bytes, [entry.size_bytes for entry in layout.storages], len(manifest))
+    crcs |= {entry.name: checksums(content).crc for entry, content in final.constants}
+    crcs[final.manifest.name] = checksums(manifest).crc
+    tail: list[bytes] = []
+    for offset, data in image.frame(final, crcs):
+        if offset < layout.body_bytes:
+            job.image.put(offset, data)
+        else:
+            tail.append(data)
+        if offset == final.manifest.header_offset:
+            tail.append(manifest)
+    return b"".join(tail)
+
+
+def _slabs(staged: Image, body_bytes: int, tail: bytes) -> Iterator[bytes | memoryview]:
+    for offset in range(0, body_bytes, _SLAB_BYTES):
+        yield staged.view(offset, min(_SLAB_BYTES, body_bytes - offset))
+    yield tail
