@@ -13,14 +13,22 @@ from typing import Any, Self
 from safepoint import restore as restoring
 from safepoint.capture import rng_state, set_rng_state
 from safepoint.catalog import Catalog, best_of
-from safepoint.errors import ConfigurationError, MissingMetricError, RestoreError, SaveError
+from safepoint.errors import (
+    CheckpointError,
+    ConfigurationError,
+    MissingMetricError,
+    RestoreError,
+    SaveError,
+    StateMismatchError,
+)
 from safepoint.keep import Mode, PreservationPolicy
 from safepoint.naming import check_template, first_free, render
 from safepoint.records import NO_METRICS, Event, EventKind, Metrics, Progress, Record, Save
-from safepoint.run import Names, OnError, Options, Run, Snapshot, Staging
-from safepoint.schedule import ScheduleState, decide
+from safepoint.run import OnError, Options, Run, Snapshot, Staging
+from safepoint.schedule import Ledger, ScheduleState, decide
 from safepoint.stores.local import check_directory
 from safepoint.when import SavePolicy
+from safepoint.writer import Names
 
 OWN_ENTRY = "safepoint"
 """The entry of the saved state that holds what Safepoint itself restores: the random generators."""
@@ -108,12 +116,19 @@ class Checkpointer:
             warnings.warn(f"{path} was skipped: {problem}", RuntimeWarning, stacklevel=2)
         if record is None:
             return self._progress
+        progress = catalog.manifests[record.path].progress(record.path)
+        if progress is None:
+            raise StateMismatchError(
+                f"{record.path} was saved by the Lightning drop-in: resume it with trainer.fit(ckpt_path=...), "
+                "or read it with safepoint.load()."
+            )
         loaded = restoring.load(record.path, map_location="cpu")
         own = loaded.pop(OWN_ENTRY)
         restoring.put_back(self._state, loaded, record.path)
         set_rng_state(own["rng"])
+        self._progress = progress
         self._adopt(catalog, record, skipped)
-        return self._progress
+        return progress
 
     def step(self, **metrics: Any) -> None:
         """Count one optimizer step and save if that is due; call it once after each ``optimizer.step()``.
@@ -202,25 +217,17 @@ class Checkpointer:
         own = {record.path: record for record in self._run.ledger.records}
         same_step = {path for path, record in own.items() if record.step == event.step}
         name = first_free(stem, lambda name: self.directory / name not in same_step and self._run.taken(name))
-        self._warn_of_other_runs()
-        self._run.save(
-            Snapshot(
-                state={
-                    **{entry: restoring.state_of(target) for entry, target in self._state.items()},
-                    OWN_ENTRY: {"rng": rng_state()},
-                },
-                step=event.step,
-                epoch=event.epoch,
-                position=event.position,
-                metrics=metrics,
-                reasons=decision.reasons,
-                pinned=pinned,
-            ),
-            Names(name, replace=self.directory / name in same_step),
+        snapshot = Snapshot(event.step, event.epoch, event.position, metrics, decision.reasons, pinned)
+        proposed = self._run.ledger.propose(
+            self._run.candidate(snapshot, name),
             self._keep_policy,
             protected=self._protected,
             superseded={path: f"superseded by {name}, saved later at the same step" for path in same_step},
         )
+        state = {entry: restoring.state_of(target) for entry, target in self._state.items()}
+        state[OWN_ENTRY] = {"rng": rng_state()}
+        self._warn_of_other_runs()
+        self._run.save(state, snapshot, Names(name, replace=self.directory / name in same_step), proposed)
 
     def _check_ranked_by(self, present: Iterable[str]) -> None:
         """Raise if ``keep`` ranks by a metric that was not passed so far; ``present`` are those of this moment."""
@@ -249,12 +256,11 @@ class Checkpointer:
     def _problems(path: Path) -> str:
         try:
             restoring.check_sound(path)
-        except (restoring.CheckpointError, OSError) as error:
+        except (CheckpointError, OSError) as error:
             return str(error)
         return ""
 
     def _adopt(self, catalog: Catalog, record: Record, skipped: Mapping[Path, str]) -> None:
-        self._progress = catalog.manifests[record.path].progress(record.path)
         p = self._progress
         self._schedule = ScheduleState((p.step, p.epoch, p.batch), time.monotonic())
         self._measured = dict(p.metrics)
@@ -262,8 +268,8 @@ class Checkpointer:
         self._protected = {record.path: "the run was resumed from it"}
         own = tuple(found for found in catalog.written_by(record.run) if found.path not in skipped)
         present = {found.path for found in own}
-        removed = (fate for fate in catalog.history(record.run) if fate.record.path not in present)
-        self._run.adopt(record.run, own, tuple(fate for fate in removed if not fate.kept))
+        gone = (fate for fate in catalog.history(record.run) if not fate.kept and fate.record.path not in present)
+        self._run.adopt(record.run, Ledger(records=own, removed=tuple(gone)))
         self._saved = True
 
     def _warn_of_other_runs(self) -> None:

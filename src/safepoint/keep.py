@@ -72,14 +72,12 @@ class Union(PreservationPolicy):
 class Best(PreservationPolicy):
     """Keep the ``n`` best by ``metric``.
 
-    A record without the metric never counts. NaN is never best: it ranks below every number and is not kept, unless
-    ``fill`` says that places which no number takes may go to NaN. Ties keep the earlier record.
+    A record without the metric never counts, and neither does NaN. Ties keep the earlier record.
     """
 
     metric: str
     n: int = 1
     mode: Mode = "min"
-    fill: bool = False
 
     def select(self, records: Sequence[Record]) -> Reasons:
         """Return the best ``n``, each with its rank and value."""
@@ -96,22 +94,15 @@ class Best(PreservationPolicy):
         return f"not {place} by {self.metric} ({record.metrics[self.metric]:.6g})"
 
     def ranked(self, records: Sequence[Record]) -> list[Record]:
-        """Return the records that have the metric, best first, the earlier of equals first; NaN last or left out."""
-        having = [record for record in records if self.metric in record.metrics]
-        if not self.fill:
-            having = [record for record in having if not math.isnan(record.metrics[self.metric])]
-        return sorted(having, key=self._sort_key)
+        """Return the records that have the metric as a number, best first, the earlier of equals first."""
+        having = [record for record in records if not math.isnan(record.metrics.get(self.metric, math.nan))]
+        sign = 1 if self.mode == "min" else -1
+        return sorted(having, key=lambda record: sign * record.metrics[self.metric])
 
     @property
     def metrics(self) -> frozenset[str]:
         """The one metric."""
         return frozenset((self.metric,))
-
-    def _sort_key(self, record: Record) -> float:
-        value = record.metrics[self.metric]
-        if math.isnan(value):
-            return math.inf
-        return value if self.mode == "min" else -value
 
     @staticmethod
     def _rank_words(rank: int) -> str:

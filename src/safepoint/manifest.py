@@ -69,7 +69,10 @@ class HistoryEntry(msgspec.Struct, frozen=True):
 
 
 class Manifest(msgspec.Struct, frozen=True):
-    """Everything that a checkpoint says about itself; the fields of ``records.Record`` mean the same here."""
+    """Everything that a checkpoint says about itself; the fields of ``records.Record`` mean the same here.
+
+    ``position`` is ``None`` where a framework keeps track of where to go on in its own part of the state.
+    """
 
     format_version: Annotated[int, msgspec.Meta(ge=1)]
     run: str
@@ -79,7 +82,7 @@ class Manifest(msgspec.Struct, frozen=True):
     time: float
     reasons: tuple[str, ...]
     pinned: bool
-    position: Position
+    position: Position | None
     producer: dict[str, str]
     pickle: Blob
     storages: tuple[Blob, ...]
@@ -100,9 +103,11 @@ class Manifest(msgspec.Struct, frozen=True):
             run=self.run,
         )
 
-    def progress(self, path: Path) -> Progress:
-        """Return where a run that restores the checkpoint at ``path`` goes on."""
+    def progress(self, path: Path) -> Progress | None:
+        """Return where a plain loop that restores the checkpoint at ``path`` goes on, ``None`` if a framework knows."""
         position = self.position
+        if position is None:
+            return None
         return Progress(position.step, position.epoch, position.batch, decoded_metrics(self.metrics), path)
 
 

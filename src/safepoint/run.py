@@ -7,14 +7,13 @@ come out. The facade for plain loops and the adapters for frameworks both stand 
 from __future__ import annotations
 
 import importlib.metadata
+import os
 import platform
 import time
 import uuid
 import warnings
-from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from types import MappingProxyType
 from typing import Literal, get_args
 
 import torch
@@ -22,19 +21,19 @@ import torch
 from safepoint.capture import Capture, capture
 from safepoint.errors import ConfigurationError, SaveError
 from safepoint.image import lay_out
-from safepoint.keep import PreservationPolicy
 from safepoint.manifest import FORMAT_VERSION, Blob, Manifest, Position, encoded_history, encoded_metrics
-from safepoint.records import Fate, Metrics, Plan, Record
+from safepoint.records import Fate, Metrics, Record
 from safepoint.schedule import Ledger, Proposal
 from safepoint.staging import Pool
 from safepoint.stores import Store
 from safepoint.stores.local import LocalStore, clean
 from safepoint.when import positive_count
-from safepoint.writer import Job, Outcome, Writer
+from safepoint.writer import Job, Names, Outcome, Writer
 
 OnError = Literal["raise", "warn"]
 Staging = Literal["copy"]
-NOTHING: Mapping[Path, str] = MappingProxyType({})
+Proposed = tuple[Ledger, Proposal]
+"""What ``Ledger.propose`` answers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,30 +62,14 @@ class Options:
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """What to save and what to say of it: ``position`` is (step, epoch, batch) to go on with."""
+    """What to say of a state: ``position`` is (step, epoch, batch) to go on with, ``None`` where a framework knows."""
 
-    state: object
     step: int
     epoch: int
-    position: tuple[int, int, int]
+    position: tuple[int, int, int] | None
     metrics: Metrics
     reasons: tuple[str, ...]
     pinned: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Names:
-    """Under which names a checkpoint appears, relative to the directory.
-
-    ``links`` and ``symlinks`` are further names for the same bytes and replace what had them; ``obsolete`` are names
-    to remove once all of these are durable.
-    """
-
-    name: str
-    replace: bool = False
-    links: tuple[str, ...] = ()
-    symlinks: tuple[str, ...] = ()
-    obsolete: tuple[str, ...] = ()
 
 
 class Run:
@@ -103,11 +86,11 @@ class Run:
         self._proposals: dict[str, Proposal] = {}
         self._last_time = 0.0
 
-    def adopt(self, identity: str, records: tuple[Record, ...], removed: tuple[Fate, ...]) -> None:
-        """Go on as the run ``identity``, whose checkpoints these are; clean up what dead writers left."""
+    def adopt(self, identity: str, ledger: Ledger) -> None:
+        """Go on as the run ``identity``, which has saved what is in ``ledger``; clean up what dead writers left."""
         self.identity = identity
-        self.ledger = Ledger(records=records, removed=removed)
-        self._last_time = max((record.time for record in records), default=0.0)
+        self.ledger = ledger
+        self._last_time = max((record.time for record in ledger.records), default=0.0)
         clean(self.directory)
 
     def candidate(self, snapshot: Snapshot, name: str) -> Record:
@@ -116,7 +99,7 @@ class Run:
             path=self.directory / name,
             step=snapshot.step,
             epoch=snapshot.epoch,
-            metrics=snapshot.metrics,
+            metrics=dict(snapshot.metrics),
             time=max(time.time(), self._last_time + 1e-6),
             size_bytes=0,
             reasons=snapshot.reasons,
@@ -124,81 +107,61 @@ class Run:
             run=self.identity,
         )
 
-    def save(
-        self,
-        snapshot: Snapshot,
-        names: Names,
-        policy: PreservationPolicy | None,
-        *,
-        protected: Mapping[Path, str] = NOTHING,
-        superseded: Mapping[Path, str] = NOTHING,
-    ) -> Plan | None:
-        """Stage ``snapshot`` and queue it; return, once staged, what will stay and what will go.
+    def save(self, state: object, snapshot: Snapshot, names: Names, proposed: Proposed | None) -> None:
+        """Stage ``state`` and queue it; return once it is staged (``blocking``: once it is durable).
 
-        Without a ``policy`` the checkpoint is outside the ledger: nothing goes for it, and it never goes for another.
+        ``proposed`` is what ``self.ledger.propose`` answered for its record; the ledger is changed only if staging
+        succeeds. Without it the checkpoint is outside the ledger: nothing goes for it, and it never goes for another.
 
         Raises:
             CaptureError: the state holds something that cannot be saved; nothing was changed.
 
         """
-        captured = capture(snapshot.state)
+        captured = capture(state)
         layout = lay_out(len(captured.pickle), [storage.nbytes() for storage in captured.storages])
+        record = self.candidate(snapshot, names.name) if proposed is None else proposed[1].record
+        ledger = self.ledger if proposed is None else proposed[0]
+        manifest = self._manifest(captured, snapshot, record, self._history(ledger, names, record))
         image = self._pool.acquire()
         try:
             image.stage(captured.pickle, captured.storages, layout)
-            record = self.candidate(snapshot, names.name)
-            ledger, proposal = self.ledger, None
-            if policy is not None:
-                ledger, proposal = ledger.propose(record, policy, protected=protected, superseded=superseded)
-            manifest = self._manifest(captured, snapshot, record, self._history(ledger, names, record))
         except BaseException:
             self._pool.release(image)
             raise
         self._last_time = record.time
         self.ledger = ledger
-        if proposal is not None:
-            self._proposals[names.name] = proposal
-        released = () if proposal is None else tuple(self._name(gone) for gone in proposal.released)
-        self._writer.submit(
-            Job(
-                image=image,
-                layout=layout,
-                manifest=manifest,
-                name=names.name,
-                replace=names.replace,
-                links=names.links,
-                symlinks=names.symlinks,
-                remove=(*released, *names.obsolete),
-            )
-        )
+        released: tuple[str, ...] = ()
+        if proposed is not None:
+            self._proposals[names.name] = proposed[1]
+            released = tuple(self.name_of(gone) for gone in proposed[1].released)
+        self._writer.submit(Job(image, layout, manifest, names, (*released, *names.obsolete)))
         if self._options.blocking:
-            self.wait()
-        return None if proposal is None else proposal.plan
+            self._writer.wait()
 
-    def settle(self) -> list[str]:
-        """Take in what the background has done and return the names that became durable, oldest first.
+    def settle(self) -> list[Names]:
+        """Take in what the background has done and return what became durable, oldest first.
 
         Raises:
             SaveError: a save failed since the last call (with ``on_error="warn"``, a warning instead).
 
         """
-        durable: list[str] = []
+        durable: list[Names] = []
         errors: list[SaveError] = []
         for outcome in self._writer.outcomes():
             self._take_in(outcome)
             if outcome.durable:
-                durable.append(outcome.job.name)
+                durable.append(outcome.job.names)
             if outcome.error is not None:
                 errors.append(self._told(outcome, outcome.error))
         self._report(errors)
         return durable
 
-    def wait(self) -> list[str]:
+    def wait(self) -> list[Names]:
         """Return as ``settle`` does when everything queued is durable."""
         self._writer.wait()
         return self.settle()
 
-    def close(self) -> list[str]:
+    def close(self) -> list[Names]:
         """Wait as ``wait`` does, and end the writer's thread whatever happened."""
         try:
             return self.wait()
@@ -208,20 +171,24 @@ class Run:
     def taken(self, name: str) -> bool:
         """Tell whether a file of this name is there or on its way."""
         path = self.directory / name
-        return path in self.ledger.pending or path.is_symlink() or path.exists()
+        return path in self.ledger.pending or os.path.lexists(path)
+
+    def name_of(self, record: Record) -> str:
+        """Return the name of ``record`` relative to the directory."""
+        return record.path.relative_to(self.directory).as_posix()
 
     def _take_in(self, outcome: Outcome) -> None:
-        proposal = self._proposals.pop(outcome.job.name, None)
+        proposal = self._proposals.pop(outcome.job.names.name, None)
         if proposal is None:
             return
         if outcome.durable:
-            still_there = [gone for gone in proposal.released if self._name(gone) in outcome.still_there]
+            still_there = [gone for gone in proposal.released if self.name_of(gone) in outcome.still_there]
             self.ledger = self.ledger.committed(proposal, outcome.size_bytes, still_there)
         else:
             self.ledger = self.ledger.failed(proposal)
 
     def _told(self, outcome: Outcome, cause: Exception) -> SaveError:
-        path = self.directory / outcome.job.name
+        path = self.directory / outcome.job.names.name
         if outcome.durable:
             message = f"{path} is saved, but {outcome.still_there[0]} could not be removed: {cause}"
         else:
@@ -248,19 +215,15 @@ class Run:
     def _history(self, ledger: Ledger, names: Names, record: Record) -> tuple[Fate, ...]:
         """Return the run's history with ``record`` in it under all its names."""
         known = ledger.history()
-        extra = [Fate(record, True, "; ".join(record.reasons))] if names.name not in map(self._fate_name, known) else []
-        return (*known, *extra)
-
-    def _fate_name(self, fate: Fate) -> str:
-        return self._name(fate.record)
-
-    def _name(self, record: Record) -> str:
-        return record.path.relative_to(self.directory).as_posix()
+        fates = [] if record.path in ledger.kept else [Fate(record, True, "; ".join(record.reasons))]
+        for name in (*names.links, *names.symlinks):
+            fates.append(Fate(replace(record, path=self.directory / name), True, f"another name of {names.name}"))
+        again = {fate.record.path for fate in fates}
+        return (*(fate for fate in known if fate.record.path not in again), *fates)
 
     def _manifest(
         self, captured: Capture, snapshot: Snapshot, record: Record, history: tuple[Fate, ...]
     ) -> Manifest:
-        step, epoch, batch = snapshot.position
         unknown = Blob(0, "0" * 32)
         return Manifest(
             format_version=FORMAT_VERSION,
@@ -271,7 +234,7 @@ class Run:
             time=record.time,
             reasons=record.reasons,
             pinned=record.pinned,
-            position=Position(step, epoch, batch),
+            position=None if snapshot.position is None else Position(*snapshot.position),
             producer=producer(),
             pickle=unknown,
             storages=(),

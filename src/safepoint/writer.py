@@ -26,20 +26,31 @@ _SLAB_BYTES = 64 << 20
 
 
 @dataclass(frozen=True, slots=True)
+class Names:
+    """Under which names a checkpoint appears, relative to the directory.
+
+    ``replace`` allows it to take the place of a file called ``name``. ``links`` and ``symlinks`` are further names for
+    the same bytes and replace what had them; ``obsolete`` are names to remove once all of these are durable.
+    """
+
+    name: str
+    replace: bool = False
+    links: tuple[str, ...] = ()
+    symlinks: tuple[str, ...] = ()
+    obsolete: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Job:
     """One staged checkpoint and what to do with it.
 
-    ``manifest`` still lacks sizes and digests. ``links`` and ``symlinks`` are further names for the same bytes;
-    ``remove`` goes once all of them are durable.
+    ``manifest`` still lacks sizes and digests; ``remove`` goes once the checkpoint is durable under all its names.
     """
 
     image: Image
     layout: Layout
     manifest: Manifest
-    name: str
-    replace: bool
-    links: tuple[str, ...] = ()
-    symlinks: tuple[str, ...] = ()
+    names: Names
     remove: tuple[str, ...] = ()
 
 
@@ -67,14 +78,13 @@ class Writer:
     def __init__(self, store: Store, pool: Pool) -> None:
         self._store = store
         self._pool = pool
-        # Not a daemon: the interpreter waits for what is still to be written when a program ends without close().
-        self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="safepoint-writer")
+        self._executor: ThreadPoolExecutor | None = None
         self._futures: deque[Future[Outcome]] = deque()
         self._removal_suspended = threading.Event()
 
     def submit(self, job: Job) -> None:
         """Queue ``job``; its image belongs to the writer from now on."""
-        self._futures.append(self._executor.submit(self._run, job))
+        self._futures.append(self._thread().submit(self._run, job))
 
     def outcomes(self) -> Iterator[Outcome]:
         """Take what became of the jobs that have ended since the last call, oldest first."""
@@ -91,12 +101,20 @@ class Writer:
             future.result()
 
     def close(self) -> None:
-        """Wait, and end the thread."""
-        self._executor.shutdown(wait=True)
+        """Wait, and end the thread; the next ``submit`` starts another."""
+        if self._executor is not None:
+            self._executor.shutdown(wait=True)
+            self._executor = None
+
+    def _thread(self) -> ThreadPoolExecutor:
+        if self._executor is None:
+            # Not a daemon: the interpreter waits for what is still to be written when a program ends without close().
+            self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="safepoint-writer")
+        return self._executor
 
     def _resume_removal_after_pending(self) -> None:
         """Allow removal again behind the jobs that were decided before the failure was known."""
-        self._executor.submit(self._removal_suspended.clear)
+        self._thread().submit(self._removal_suspended.clear)
 
     def _run(self, job: Job) -> Outcome:
         try:
@@ -114,11 +132,12 @@ class Writer:
         tail = seal(job)
         body_bytes = job.layout.body_bytes
         size_bytes = body_bytes + len(tail)
-        self._store.write(job.name, _slabs(job.image, body_bytes, tail), size_bytes, replace=job.replace)
-        for name in job.links:
-            self._store.link(job.name, name)
-        for name in job.symlinks:
-            self._store.symlink(job.name, name)
+        names = job.names
+        self._store.write(names.name, _slabs(job.image, body_bytes, tail), size_bytes, replace=names.replace)
+        for name in names.links:
+            self._store.link(names.name, name)
+        for name in names.symlinks:
+            self._store.symlink(names.name, name)
         return size_bytes
 
     def _removed(self, job: Job, size_bytes: int) -> Outcome:

@@ -1,0 +1,1 @@
+"""What serves training frameworks. Nothing outside this package and the public adapter modules imports one."""

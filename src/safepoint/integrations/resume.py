@@ -1,0 +1,88 @@
+"""Go on with what is there: find the checkpoint to resume from, refuse a damaged one, rebuild what a run held."""
+
+from __future__ import annotations
+
+import re
+import zipfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from safepoint import reader
+from safepoint.catalog import Catalog
+from safepoint.errors import CheckpointError, DamagedCheckpointError, NotACheckpointError
+from safepoint.records import Record
+from safepoint.restore import check_sound as check_file
+from safepoint.schedule import Ledger
+
+
+def check_sound(path: Path, strategy: Any) -> None:
+    """Raise a DamagedCheckpointError on every rank if ``path`` is Safepoint's and does not verify.
+
+    What another program wrote has nothing to be checked against and is left to the framework.
+    """
+    problem: str | None = None
+    if strategy.is_global_zero and path.is_file():
+        try:
+            reader.read_manifest(path)
+            check_file(path)
+        except NotACheckpointError:
+            problem = None if zipfile.is_zipfile(path) else f"{path} is cut off or no checkpoint: load another one."
+        except DamagedCheckpointError as error:
+            problem = str(error)
+    problem = strategy.broadcast(problem)
+    if problem is not None:
+        raise DamagedCheckpointError(problem)
+
+
+def newest_last(directory: Path, name: str, warn: Callable[[str], None]) -> Path | None:
+    """Return the newest sound checkpoint called ``name`` or ``name-v1``, ...; else the newest sound one of any name."""
+    catalog = Catalog.of(directory)
+    pattern = re.compile(rf"{re.escape(name)}(-v?\d+)?")
+    newest_first = [record.path for record in reversed(catalog.records)]
+    named = [path for path in newest_first if pattern.fullmatch(path.stem)]
+    foreign = [path for path in catalog.unreadable if pattern.fullmatch(path.stem)]
+    if not named and not foreign:
+        return None
+    for path in named:
+        if _sound(path, warn):
+            return path
+    for path in sorted(foreign, key=lambda path: path.stat().st_mtime, reverse=True):
+        if zipfile.is_zipfile(path):
+            return path
+        warn(f"{path} was skipped: {catalog.unreadable[path]}")
+    return next((path for path in newest_first if path not in named and _sound(path, warn)), None)
+
+
+def ledger(
+    directory: Path, held: Mapping[str, Any], monitor: str | None, resumed_from: Path | None
+) -> tuple[str | None, Ledger]:
+    """Return the run's identity, if known, and the ledger of a run that held the paths and scores in ``held``.
+
+    Files that are gone are left out. Those without a manifest (Lightning wrote them) count by their scores all the same.
+    """
+    catalog = Catalog.of(directory)
+    known = {record.path: record for record in catalog.records}
+    records: list[Record] = []
+    for order, (name, score) in enumerate(held.items()):
+        path = Path(name)
+        if not path.exists():
+            continue
+        metrics = {} if monitor is None or score is None else {monitor: float(score)}
+        found = known.get(path) or Record(path, 0, 0, {}, float(order), path.stat().st_size, ())
+        records.append(Record(path, found.step, found.epoch, {**found.metrics, **metrics}, found.time, found.size_bytes, found.reasons, run=found.run))
+    manifest = None if resumed_from is None else catalog.manifests.get(resumed_from)
+    if manifest is None:
+        return None, Ledger(records=tuple(records))
+    present = {record.path for record in catalog.records}
+    removed = tuple(f for f in catalog.history(manifest.run) if not f.kept and f.record.path not in present)
+    return manifest.run, Ledger(records=tuple(records), removed=removed)
+
+
+def _sound(path: Path, warn: Callable[[str], None]) -> bool:
+    try:
+        check_file(path)
+    except (CheckpointError, OSError) as error:
+        warn(f"{path} was skipped: {error}")
+        return False
+    return True

@@ -1,0 +1,30 @@
+"""The drop-in for ``import pytorch_lightning as pl``: ``from safepoint.pytorch_lightning import ModelCheckpoint``."""
+
+from __future__ import annotations
+
+from pytorch_lightning.callbacks import ModelCheckpoint as _Original
+from pytorch_lightning.plugins.io import AsyncCheckpointIO, CheckpointIO, TorchCheckpointIO
+from pytorch_lightning.utilities.exceptions import MisconfigurationException
+from pytorch_lightning.utilities.rank_zero import rank_zero_info, rank_zero_warn
+
+from safepoint.errors import ConfigurationError
+from safepoint.integrations.framework import Framework
+from safepoint.integrations.model_checkpoint import ModelCheckpointBody
+
+__all__ = ["MisconfigurationError", "ModelCheckpoint"]
+
+
+class MisconfigurationError(ConfigurationError, MisconfigurationException):
+    """Say that an argument is wrong, to those who catch Safepoint's errors and to those who catch Lightning's."""
+
+
+class ModelCheckpoint(ModelCheckpointBody, _Original):
+    __doc__ = ModelCheckpointBody.__doc__
+    framework = Framework(
+        misconfiguration=MisconfigurationError,
+        info=rank_zero_info,
+        warn=rank_zero_warn,
+        checkpoint_io=CheckpointIO,
+        torch_io=TorchCheckpointIO,
+        async_io=AsyncCheckpointIO,
+    )
