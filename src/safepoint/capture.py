@@ -47,7 +47,14 @@ def capture(state: object) -> Capture:
             # Tensors still hand TypedStorage to every pickler, torch.save's own included.
             warnings.filterwarnings("ignore", "TypedStorage is deprecated", UserWarning)
             pickler.dump(state)
-    except (pickle.PicklingError, TypeError, AttributeError, NotImplementedError, RuntimeError, RecursionError) as error:
+    except (
+        pickle.PicklingError,
+        TypeError,
+        AttributeError,
+        NotImplementedError,
+        RuntimeError,
+        RecursionError,
+    ) as error:
         raise CaptureError(
             f"the state cannot be pickled: {error}. Take that object out of the state, or give it a state_dict()."
         ) from error
@@ -55,7 +62,7 @@ def capture(state: object) -> Capture:
 
 
 class _Pickler(pickle.Pickler):
-    """Write storages by number, as ``torch.save`` does (``torch.serialization``: the tuple is torch's own format)."""
+    """Write storages by number; the tuple that stands for one is the format of ``torch.serialization``."""
 
     def __init__(self, file: io.BytesIO) -> None:
         super().__init__(file, protocol=PICKLE_PROTOCOL)
@@ -67,7 +74,8 @@ class _Pickler(pickle.Pickler):
     def persistent_id(self, obj: object) -> tuple[str, type, str, str, int] | None:
         """Return torch's reference to a storage, or ``None`` for everything else."""
         if isinstance(obj, torch.TypedStorage):
-            untyped, dtype = obj.untyped(), obj.dtype
+            untyped: torch.UntypedStorage = obj.untyped()  # type: ignore[no-untyped-call]
+            dtype = obj.dtype
             kind, length = _legacy_storage_type(dtype), untyped.nbytes() // dtype.itemsize
         elif isinstance(obj, torch.UntypedStorage):
             untyped, dtype = obj, torch.uint8
@@ -91,7 +99,7 @@ class _Pickler(pickle.Pickler):
 
 
 def _legacy_storage_type(dtype: torch.dtype) -> type:
-    """Return the class by which torch's files name a dtype (``torch.FloatStorage``); newer dtypes have none and need none."""
+    """Return the class that names ``dtype`` in torch's files; newer dtypes have none, and their tensors need none."""
     name = {
         torch.float64: "DoubleStorage", torch.float32: "FloatStorage", torch.float16: "HalfStorage",
         torch.bfloat16: "BFloat16Storage", torch.int64: "LongStorage", torch.int32: "IntStorage",
@@ -136,9 +144,9 @@ def _tensors(node: object, path: tuple[str, ...]) -> Iterator[tuple[str, torch.T
 
 
 def rng_state() -> dict[str, Any]:
-    """Return the state of Python's, NumPy's (if it is loaded) and torch's random generators, as plain values and tensors."""
+    """Return the random state of Python, NumPy (if it is loaded) and torch, as plain values and tensors."""
     state: dict[str, Any] = {"python": random.getstate(), "torch": torch.get_rng_state()}
-    if torch.cuda.is_available() and torch.cuda.is_initialized():
+    if torch.cuda.is_available() and torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         state["cuda"] = torch.cuda.get_rng_state_all()
     if (numpy := sys.modules.get("numpy")) is not None:
         name, keys, *rest = numpy.random.get_state()

@@ -54,7 +54,7 @@ class Catalog:
         return self.records[-1] if self.records else None
 
     def best(self, metric: str, mode: Mode = "min") -> Record | None:
-        """Return the record with the best ``metric``, the earlier of equals; ``None`` if no record has it as a number."""
+        """Return the record with the best ``metric``, the earlier of equals, or ``None``."""
         return best_of(self.records, metric, mode)
 
     def history(self, run: str) -> tuple[Fate, ...]:

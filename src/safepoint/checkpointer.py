@@ -23,7 +23,7 @@ from safepoint.errors import (
 )
 from safepoint.keep import Mode, PreservationPolicy
 from safepoint.naming import check_template, first_free, render
-from safepoint.records import NO_METRICS, Event, EventKind, Metrics, Progress, Record, Save
+from safepoint.records import NO_METRICS, Event, EventKind, Progress, Record, Save
 from safepoint.run import OnError, Options, Run, Snapshot, Staging
 from safepoint.schedule import Ledger, ScheduleState, decide
 from safepoint.stores.local import check_directory
@@ -85,7 +85,9 @@ class Checkpointer:
         """Return the checkpointer itself."""
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         """Close; after an error in the loop, only wait for what is under way, and never hide that error."""
         if error is None:
             self.close()
@@ -222,7 +224,7 @@ class Checkpointer:
             self._run.candidate(snapshot, name),
             self._keep_policy,
             protected=self._protected,
-            superseded={path: f"superseded by {name}, saved later at the same step" for path in same_step},
+            superseded=dict.fromkeys(same_step, f"superseded by {name}, saved later at the same step"),
         )
         state = {entry: restoring.state_of(target) for entry, target in self._state.items()}
         state[OWN_ENTRY] = {"rng": rng_state()}
@@ -279,8 +281,8 @@ class Checkpointer:
         self._saved = True
         if others := Catalog.of(self.directory).records:
             warnings.warn(
-                f"{self.directory} holds {len(others)} checkpoints of another run; they stay, and do not count for keep=. "
-                "Call restore() first to go on with that run.",
+                f"{self.directory} holds {len(others)} checkpoints of another run; they stay, and do not count for "
+                "keep=. Call restore() first to go on with that run.",
                 RuntimeWarning,
                 stacklevel=5,
             )
@@ -310,14 +312,14 @@ def _check_policies(save: object, keep: object) -> None:
 def _check_flat(filename: str) -> None:
     check_template(filename)
     if "/" in filename:
-        raise ConfigurationError(f"filename={filename!r}: the checkpoints of a run lie side by side; take out the '/'.")
+        raise ConfigurationError(f"filename={filename!r}: the files of a run lie side by side; take out the '/'.")
 
 
 def _check_state(state: Mapping[str, object]) -> None:
     if not isinstance(state, Mapping) or not state:
-        raise ConfigurationError("state= must map names to live objects: state={'model': model, 'optimizer': optimizer}.")
+        raise ConfigurationError("state= must map names to live objects: state={'model': model}.")
     if OWN_ENTRY in state:
-        raise ConfigurationError(f"state= must not have an entry {OWN_ENTRY!r}: that one is Safepoint's own. Rename it.")
+        raise ConfigurationError(f"state= has an entry {OWN_ENTRY!r}, a name that is Safepoint's own: rename it.")
     restoring.check_restorable(state)
 
 
@@ -333,4 +335,4 @@ def _number(name: str, value: Any) -> float:
             number = float(number)
     except (TypeError, ValueError, RuntimeError) as error:
         raise ConfigurationError(f"the metric {name}={value!r} is not a number ({error}); pass a number.") from None
-    return number
+    return float(number) if isinstance(number, float) else number

@@ -107,7 +107,8 @@ def local_header(entry: Entry) -> bytes:
     """
     name = entry.name.encode()
     zip64 = _zip64_local(entry)
-    padding = entry.data_offset - entry.header_offset - _LOCAL_HEADER_BYTES - len(name) - len(zip64) - _PADDING_HEADER_BYTES
+    fixed = _LOCAL_HEADER_BYTES + len(name) + len(zip64) + _PADDING_HEADER_BYTES
+    padding = entry.data_offset - entry.header_offset - fixed
     extra = zip64 + struct.pack("<2sH", b"FB", padding) + b"Z" * padding
     flags = _FLAGS_UTF8 | (_FLAG_DESCRIPTOR if entry.size_bytes else 0)
     return _LOCAL_HEADER.pack(b"PK\x03\x04", 0, flags, 0, 0, 0, 0, 0, 0, len(name), len(extra)) + name + extra
@@ -176,7 +177,5 @@ def _end_records(count: int, size: int, start: int) -> bytes:
     end64 = struct.pack("<4sQ2H2I4Q", b"PK\x06\x06", 44, 45, 45, 0, 0, count, count, size, start)
     locator = struct.pack("<4sIQI", b"PK\x06\x07", 0, start + size, 1)
     short = min(count, _UINT16_MAX)
-    end = struct.pack(
-        "<4s4H2IH", b"PK\x05\x06", 0, 0, short, short, min(size, _UINT32_MAX), min(start, _UINT32_MAX), 0
-    )
+    end = struct.pack("<4s4H2IH", b"PK\x05\x06", 0, 0, short, short, min(size, _UINT32_MAX), min(start, _UINT32_MAX), 0)
     return end64 + locator + end

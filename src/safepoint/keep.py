@@ -196,7 +196,7 @@ def latest(n: int = 1) -> PreservationPolicy:
 
 
 def every(*, epochs: int | None = None, steps: int | None = None) -> PreservationPolicy:
-    """Keep one checkpoint for every n epochs (the last one saved in the n-th) or n steps (the first at or after), for good.
+    """Keep one checkpoint for every n epochs (the last of the n-th) or n steps (the first at or after), for good.
 
     Raises:
         ConfigurationError: not exactly one unit is given, or its value is below 1.

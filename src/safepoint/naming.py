@@ -55,15 +55,15 @@ def check_contained(name: str, *, owner: str = "filename") -> None:
     """Raise a ConfigurationError if a file called ``name`` would not lie inside its directory under that very name."""
     path = PurePosixPath(name)
     if path.is_absolute() or ".." in path.parts:
-        raise ConfigurationError(f"{owner}={name!r} would leave the checkpoint directory: take out '..' and the leading '/'.")
+        raise ConfigurationError(f"{owner}={name!r} would leave the directory: take out '..' and the leading '/'.")
     if not path.name or name.endswith("/") or "\0" in name:
         raise ConfigurationError(f"{owner}={name!r} is not the name of a file: let it end in a name.")
     if path.name.startswith(TEMPORARY_PREFIX):
-        raise ConfigurationError(f"{owner}={name!r}: names that begin with {TEMPORARY_PREFIX!r} are for temporary files.")
+        raise ConfigurationError(f"{owner}={name!r}: {TEMPORARY_PREFIX!r} begins temporary files; rename it.")
 
 
 def first_free(stem: str, taken: Callable[[str], bool], *, extension: str = EXTENSION, start: int = 1) -> str:
-    """Return ``stem`` + ``extension``, or the first of ``stem-v1``, ``stem-v2``, ... (from ``start``) that is not taken."""
+    """Return the first of ``stem``, ``stem-v1``, ``stem-v2``, ... (from ``start``) that is not taken."""
     name = f"{stem}{extension}"
     version = start
     while taken(name):
@@ -76,10 +76,10 @@ def _fields(template: str, owner: str) -> list[tuple[str, str | None, str]]:
     try:
         parsed = list(Formatter().parse(template))
     except ValueError as error:
-        raise ConfigurationError(f"{owner}={template!r} is malformed ({error}): write '{{name}}' or '{{name:.2f}}'.") from None
+        raise ConfigurationError(f"{owner}={template!r} is malformed ({error}): write '{{name:.2f}}'.") from None
     for _, key, spec, conversion in parsed:
         if key == "" or conversion or "{" in (spec or ""):
-            raise ConfigurationError(f"{owner}={template!r}: every field needs a plain name: '{{epoch}}', '{{val_loss:.2f}}'.")
+            raise ConfigurationError(f"{owner}={template!r}: a field needs a plain name, as in '{{val_loss:.2f}}'.")
     return [(literal, key, spec or "") for literal, key, spec, _ in parsed]
 
 

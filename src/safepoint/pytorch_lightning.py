@@ -18,8 +18,9 @@ class MisconfigurationError(ConfigurationError, MisconfigurationException):
     """Say that an argument is wrong, to those who catch Safepoint's errors and to those who catch Lightning's."""
 
 
-class ModelCheckpoint(ModelCheckpointBody, _Original):
+class ModelCheckpoint(ModelCheckpointBody, _Original):  # type: ignore[misc]  # the original leaves types out
     __doc__ = ModelCheckpointBody.__doc__
+
     framework = Framework(
         misconfiguration=MisconfigurationError,
         info=rank_zero_info,

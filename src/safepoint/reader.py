@@ -72,7 +72,7 @@ def _manifest_bytes(file: BinaryIO) -> bytes:
     except KeyError:
         raise NotACheckpointError("it holds no Safepoint manifest: another program wrote it") from None
     except _ZIP_ERRORS as error:
-        raise NotACheckpointError(f"not a whole zip archive ({error}): cut off, damaged, or another kind of file") from None
+        raise NotACheckpointError(f"no whole zip archive ({error}): cut off, damaged, or no checkpoint") from None
 
 
 def _problems(file: BinaryIO, manifest: Manifest, manifest_bytes: bytes) -> Iterator[str]:

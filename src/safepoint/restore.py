@@ -18,7 +18,7 @@ import torch
 from safepoint import reader
 from safepoint.errors import CheckpointError, DamagedCheckpointError, NotACheckpointError, StateMismatchError
 
-MapLocation = str | torch.device | dict[str, str] | Callable[[torch.UntypedStorage, str], torch.UntypedStorage] | None
+MapLocation = str | torch.device | dict[str, str] | Callable[[Any, str], Any] | None
 
 
 def load(
@@ -145,4 +145,5 @@ def _shape(shape: Iterable[int] | None) -> str:
 
 
 def _first_line(error: Exception) -> str:
-    return next((line.strip() for line in str(error).splitlines() if "Unsupported" in line or "GLOBAL" in line), str(error))
+    lines = [line.strip() for line in str(error).splitlines()]
+    return next((line for line in lines if "Unsupported" in line or "GLOBAL" in line), str(error))

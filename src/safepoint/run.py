@@ -215,15 +215,15 @@ class Run:
     def _history(self, ledger: Ledger, names: Names, record: Record) -> tuple[Fate, ...]:
         """Return the run's history with ``record`` in it under all its names."""
         known = ledger.history()
-        fates = [] if record.path in ledger.kept else [Fate(record, True, "; ".join(record.reasons))]
-        for name in (*names.links, *names.symlinks):
-            fates.append(Fate(replace(record, path=self.directory / name), True, f"another name of {names.name}"))
+        fates = [] if record.path in ledger.kept else [Fate(record, kept=True, reason="; ".join(record.reasons))]
+        fates += (
+            Fate(replace(record, path=self.directory / name), kept=True, reason=f"another name of {names.name}")
+            for name in (*names.links, *names.symlinks)
+        )
         again = {fate.record.path for fate in fates}
         return (*(fate for fate in known if fate.record.path not in again), *fates)
 
-    def _manifest(
-        self, captured: Capture, snapshot: Snapshot, record: Record, history: tuple[Fate, ...]
-    ) -> Manifest:
+    def _manifest(self, captured: Capture, snapshot: Snapshot, record: Record, history: tuple[Fate, ...]) -> Manifest:
         unknown = Blob(0, "0" * 32)
         return Manifest(
             format_version=FORMAT_VERSION,

@@ -119,7 +119,10 @@ class Ledger:
         after = Ledger(
             records=tuple(record for record in records if record.path in plan.keep),
             pending=self.pending | {candidate.path},
-            removed=(*self.removed, *(Fate(record, False, plan.remove[record.path]) for record in released)),
+            removed=(
+                *self.removed,
+                *(Fate(record, kept=False, reason=plan.remove[record.path]) for record in released),
+            ),
             kept=plan.keep,
         )
         return after, Proposal(candidate, plan, released, replaced)
@@ -131,21 +134,22 @@ class Ledger:
         """
         path = proposal.record.path
         records = tuple(replace(r, size_bytes=size_bytes) if r.path == path else r for r in self.records)
-        return replace(self, records=records, pending=self.pending - {path})._with_back(still_there)
+        return replace(self, records=records, pending=self.pending - {path}).with_back(still_there)
 
     def failed(self, proposal: Proposal) -> Ledger:
-        """Return the ledger without the proposal's record, and with what it let go back in: a failed save removes nothing."""
+        """Return the ledger without the proposal's record, and with what it let go back in."""
         path = proposal.record.path
         rest = tuple(record for record in self.records if record.path != path)
         back = proposal.released if proposal.replaced is None else (*proposal.released, proposal.replaced)
-        return replace(self, records=rest, pending=self.pending - {path})._with_back(back)
+        return replace(self, records=rest, pending=self.pending - {path}).with_back(back)
 
     def history(self) -> tuple[Fate, ...]:
         """Return every checkpoint of the run, oldest first, and what became of it."""
-        present = tuple(Fate(record, True, self.kept.get(record.path, "")) for record in self.records)
+        present = tuple(Fate(record, kept=True, reason=self.kept.get(record.path, "")) for record in self.records)
         return tuple(sorted((*self.removed, *present), key=lambda fate: fate.record.time))
 
-    def _with_back(self, back: Sequence[Record]) -> Ledger:
+    def with_back(self, back: Sequence[Record]) -> Ledger:
+        """Return the ledger with ``back`` among its records again: they are still there."""
         returned = {record.path for record in back}
         rest = tuple(record for record in self.records if record.path not in returned)
         records = tuple(sorted((*rest, *back), key=lambda record: record.time))

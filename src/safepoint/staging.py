@@ -17,7 +17,7 @@ from safepoint.image import Layout
 
 
 class Image:
-    """One host buffer. Shared memory, so that a forked DataLoader worker cannot make the kernel copy its pages mid-write."""
+    """One host buffer. Its memory is shared, so that no fork (a DataLoader worker) makes the kernel copy its pages."""
 
     def __init__(self) -> None:
         self._memory: mmap.mmap | None = None

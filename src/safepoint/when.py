@@ -18,7 +18,7 @@ class SavePolicy(ABC):
 
     @abstractmethod
     def due(self, event: Event, last_save_s: float) -> str | None:
-        """Return why a save is due at ``event``, or ``None``; ``last_save_s`` is the last save's (or the start's) ``time_s``."""
+        """Return why a save is due at ``event``, or ``None``; ``last_save_s`` is when the last one was."""
 
     def __or__(self, other: SavePolicy) -> SavePolicy:
         """Be due whenever either policy is."""
@@ -67,7 +67,7 @@ class EveryEpochs(SavePolicy):
 
 @dataclass(frozen=True, slots=True)
 class EverySeconds(SavePolicy):
-    """Be due at the first step or epoch end that is ``interval_s`` or more after the last save, whatever caused that one."""
+    """Be due at the first step or epoch end that is ``interval_s`` or more after the last save of any kind."""
 
     interval_s: float
 

@@ -121,11 +121,11 @@ class Writer:
             size_bytes = self._commit(job)
         except Exception as error:  # noqa: BLE001 - handed to the training thread, which raises it
             self._removal_suspended.set()
-            return Outcome(job, False, 0, error, job.remove)
+            return Outcome(job, durable=False, size_bytes=0, error=error, still_there=job.remove)
         finally:
             self._pool.release(job.image)
         if self._removal_suspended.is_set():
-            return Outcome(job, True, size_bytes, None, job.remove)
+            return Outcome(job, durable=True, size_bytes=size_bytes, error=None, still_there=job.remove)
         return self._removed(job, size_bytes)
 
     def _commit(self, job: Job) -> int:
@@ -145,8 +145,8 @@ class Writer:
             try:
                 self._store.remove(name)
             except OSError as error:
-                return Outcome(job, True, size_bytes, error, job.remove[index:])
-        return Outcome(job, True, size_bytes, None, ())
+                return Outcome(job, durable=True, size_bytes=size_bytes, error=error, still_there=job.remove[index:])
+        return Outcome(job, durable=True, size_bytes=size_bytes, error=None, still_there=())
 
 
 def seal(job: Job) -> bytes:

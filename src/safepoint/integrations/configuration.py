@@ -33,12 +33,14 @@ def check(
     if save_last not in (None, True, False, "link"):
         raise ConfigurationError(f"{_OWNER}(save_last={save_last!r}): give True, False or 'link'.")
     if dirpath is not None and "://" in str(dirpath):
-        raise ConfigurationError(f"{_OWNER}(dirpath={str(dirpath)!r}): only local directories so far; give one of these.")
+        raise ConfigurationError(f"{_OWNER}(dirpath={str(dirpath)!r}): only local directories so far; give one.")
     if filename is not None:
         check_template(filename)
 
 
-def triggers(every_n_train_steps: int | None, train_time_interval: timedelta | None, every_n_epochs: int | None) -> SavePolicy:
+def triggers(
+    every_n_train_steps: int | None, train_time_interval: timedelta | None, every_n_epochs: int | None
+) -> SavePolicy:
     """Return the one trigger that is set; with none set, every epoch. A zero switches its trigger off."""
     if every_n_train_steps is None and train_time_interval is None and every_n_epochs is None:
         return when.EveryEpochs(1)
@@ -77,7 +79,7 @@ def _check_intervals(intervals: dict[str, Any]) -> None:
     interval = intervals["train_time_interval"]
     if interval is not None and not isinstance(interval, timedelta):
         raise ConfigurationError(f"{_OWNER}(train_time_interval={interval!r}): give a datetime.timedelta.")
-    chosen = [name for name, value in intervals.items() if value or name == "train_time_interval" and value is not None]
+    chosen = [name for name, value in intervals.items() if value or isinstance(value, timedelta)]
     if len(chosen) > 1:
         given = ", ".join(f"{name}={intervals[name]!r}" for name in chosen)
         raise ConfigurationError(

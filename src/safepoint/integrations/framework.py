@@ -32,7 +32,7 @@ class Framework:
     def takes_over(self, plugin: object) -> bool:
         """Tell whether Safepoint writes in place of ``plugin``: the framework's own do nothing that it does not."""
         if isinstance(plugin, self.async_io):
-            return type(plugin.checkpoint_io) is self.torch_io  # type: ignore[attr-defined]
+            return type(plugin.checkpoint_io) is self.torch_io
         return type(plugin) is self.torch_io
 
     @contextlib.contextmanager

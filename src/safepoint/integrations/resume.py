@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import zipfile
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,7 @@ def check_sound(path: Path, strategy: Any) -> None:
 
 
 def newest_last(directory: Path, name: str, warn: Callable[[str], None]) -> Path | None:
-    """Return the newest sound checkpoint called ``name`` or ``name-v1``, ...; else the newest sound one of any name."""
+    """Return the newest sound checkpoint called ``name``, ``name-v1``, ...; else the newest sound one of any name."""
     catalog = Catalog.of(directory)
     pattern = re.compile(rf"{re.escape(name)}(-v?\d+)?")
     newest_first = [record.path for record in reversed(catalog.records)]
@@ -59,7 +60,7 @@ def ledger(
 ) -> tuple[str | None, Ledger]:
     """Return the run's identity, if known, and the ledger of a run that held the paths and scores in ``held``.
 
-    Files that are gone are left out. Those without a manifest (Lightning wrote them) count by their scores all the same.
+    Files that are gone are left out; those without a manifest (Lightning wrote them) count by their scores.
     """
     catalog = Catalog.of(directory)
     known = {record.path: record for record in catalog.records}
@@ -70,7 +71,7 @@ def ledger(
             continue
         metrics = {} if monitor is None or score is None else {monitor: float(score)}
         found = known.get(path) or Record(path, 0, 0, {}, float(order), path.stat().st_size, ())
-        records.append(Record(path, found.step, found.epoch, {**found.metrics, **metrics}, found.time, found.size_bytes, found.reasons, run=found.run))
+        records.append(replace(found, metrics={**found.metrics, **metrics}))
     manifest = None if resumed_from is None else catalog.manifests.get(resumed_from)
     if manifest is None:
         return None, Ledger(records=tuple(records))

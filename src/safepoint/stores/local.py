@@ -89,7 +89,7 @@ def check_directory(directory: Path, *, owner: str) -> None:
     if not existing.is_dir():
         raise ConfigurationError(f"{owner}={str(directory)!r}: {existing} is a file; give a directory.")
     if not os.access(existing, os.W_OK | os.X_OK, effective_ids=os.access in os.supports_effective_ids):
-        raise ConfigurationError(f"{owner}={str(directory)!r}: {existing} is not writable; give another or change its mode.")
+        raise ConfigurationError(f"{owner}={str(directory)!r}: {existing} is not writable; change its mode.")
 
 
 def clean(directory: Path) -> list[Path]:
@@ -167,7 +167,7 @@ def _write_all(descriptor: int, chunk: bytes | memoryview) -> None:
 
 
 def _publish_new(temporary: Path, final: Path) -> None:
-    """Give ``temporary`` its final name, and never over another file: ``link`` refuses where ``rename`` would replace."""
+    """Give ``temporary`` its final name, never over another file: ``link`` refuses where ``rename`` replaces."""
     try:
         os.link(temporary, final)
     except OSError as error:

@@ -1,0 +1,378 @@
+"""How the drop-in saves: what is kept, under which names, and how the public attributes follow.
+
+The half of the shared body that hands a checkpoint to the run's pipeline; ``model_checkpoint`` has the hooks and
+decides when. ``_last_global_step_saved`` and ``_last_checkpoint_saved`` are the framework's own private names, kept up for the
+loggers that read them.
+"""
+
+from __future__ import annotations
+
+import os
+import weakref
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+from torch import Tensor, tensor
+
+from safepoint.errors import ConfigurationError, MissingMetricError
+from safepoint.integrations.framework import Framework
+from safepoint.integrations.top_k import TopK
+from safepoint.keep import All, Latest, PreservationPolicy
+from safepoint.naming import first_free, render
+from safepoint.records import Record
+from safepoint.run import Proposed, Run, Snapshot
+from safepoint.writer import Names
+
+_SHOWN = (
+    "best_k_models",
+    "best_model_path",
+    "best_model_score",
+    "current_score",
+    "kth_best_model_path",
+    "kth_value",
+    "last_model_path",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Moment:
+    """What one hook sees: the metrics as tensors and as numbers, and why a save is due."""
+
+    step: int
+    epoch: int
+    tensors: Mapping[str, Any]
+    values: Mapping[str, float]
+    reason: str
+
+
+class Saving:
+    """Save for a ``ModelCheckpoint``: the attributes below are the framework's, or set by the other half."""
+
+    framework: ClassVar[Framework]
+    CHECKPOINT_JOIN_CHAR: str
+    CHECKPOINT_EQUALS_CHAR: str
+    CHECKPOINT_NAME_LAST: str
+    FILE_EXTENSION: str
+    STARTING_VERSION: int
+
+    filename: str | None
+    monitor: str | None
+    verbose: bool
+    save_last: bool | Literal["link"] | None
+    save_on_exception: bool
+    save_top_k: int
+    save_weights_only: bool
+    mode: str
+    auto_insert_metric_name: bool
+    best_k_models: dict[str, Tensor]
+    best_model_path: str
+    best_model_score: Tensor | None
+    current_score: Tensor | None
+    kth_best_model_path: str
+    kth_value: Tensor
+    last_model_path: str
+    _enable_version_counter: bool
+    _save_on_train_epoch_end: bool | None
+    _train_time_interval: timedelta | None
+    _last_checkpoint_saved: str
+    _last_global_step_saved: int
+
+    _run: Run | None
+    _resumed_from: Path | None
+    _scores: dict[Path, Tensor]
+    _durable_last: str
+    _plugin_named: bool
+
+    def _save(self, trainer: Any, reason: str, *, last: bool, top_k: bool = True, loose: bool = False) -> None:
+        """Save if the checkpoint holds a place among the top k; refresh ``last`` then, and with ``last`` in any case.
+
+        ``loose``: save under the usual name, whatever the top k, and outside of it.
+        """
+        moment = self._moment(trainer, reason)
+        proposed = self._proposed(trainer, moment) if top_k and self.save_top_k != 0 else None
+        name = self._runs.name_of(proposed[1].record) if proposed else None
+        if loose:
+            name = self._name(moment, ())
+        wants_last = bool(self.save_last) and (last or proposed is not None)
+        if name is None and self.save_last == "link" and self._last_checkpoint_saved and self.save_top_k != 0:
+            wants_last = False  # it points to the last one saved already
+        if name is not None or wants_last:
+            self._write(trainer, moment, proposed, name, self._last_name(moment, name) if wants_last else None)
+
+    def _proposed(self, trainer: Any, moment: Moment) -> Proposed | None:
+        """Return the ledger with this checkpoint in it and what goes for it, or ``None`` if it holds no place."""
+        if self.monitor is not None and self.monitor not in moment.values:
+            remedy = f"Call self.log({self.monitor!r}, value) in the LightningModule, or give monitor= one of these."
+            owner = f"ModelCheckpoint(monitor={self.monitor!r})"
+            error = MissingMetricError(self.monitor, owner, moment.values, remedy)
+            raise self.framework.misconfiguration(str(error)) from error
+        snapshot, policy, protected = self._snapshot(moment), self._policy, self._protected()
+        provisional = self._runs.candidate(snapshot, f"{self._stem(moment.values, self.filename)}/candidate")
+        _, proposal = self._runs.ledger.propose(provisional, policy, protected=protected)
+        if provisional.path not in policy.select((*self._runs.ledger.records, provisional)):
+            self._say(moment, f"not saved: {policy.why_not(provisional)}")
+            return None
+        replaceable = {record.path for record in proposal.released}
+        if self.monitor is None and self.best_model_path:
+            replaceable.add(Path(self.best_model_path))
+        name = self._name(moment, replaceable)
+        candidate = trainer.strategy.broadcast(self._runs.candidate(snapshot, name))
+        return self._runs.ledger.propose(candidate, policy, protected=protected)
+
+    def _write(
+        self, trainer: Any, moment: Moment, proposed: Proposed | None, name: str | None, last: str | None
+    ) -> None:
+        """Write one checkpoint under ``name`` and ``last``; the callback's own state in it already names itself."""
+        before = {attribute: getattr(self, attribute) for attribute in _SHOWN}
+        names = self._names(name, last)
+        path = str(self._runs.directory / names.name)
+        if proposed is not None:
+            self._show(proposed[0].records, moment)
+        if last is not None:
+            self.last_model_path = str(self._runs.directory / last)
+        try:
+            self._hand_over(trainer, moment, names, proposed)
+        except BaseException:
+            self.__dict__.update(before)
+            raise
+        self._last_global_step_saved = trainer.global_step
+        self._last_checkpoint_saved = path
+        self._tell(moment, names, proposed)
+
+    def _hand_over(self, trainer: Any, moment: Moment, names: Names, proposed: Proposed | None) -> None:
+        """Have the trainer dump its checkpoint, and take it from there instead of letting it be written."""
+        run, strategy, taken = self._runs, trainer.strategy, False
+
+        def sink(checkpoint: dict[str, Any]) -> None:
+            nonlocal taken
+            taken = True
+            run.save(checkpoint, self._snapshot(moment), names, proposed)
+
+        path = str(run.directory / names.name)
+        if self.framework.takes_over(strategy.checkpoint_io):
+            with self.framework.redirected(strategy, sink):
+                trainer.save_checkpoint(path, self.save_weights_only)
+        else:
+            trainer.save_checkpoint(path, self.save_weights_only)
+        if not strategy.broadcast(taken):
+            self._finish_their_write(trainer, names, proposed)
+        if not taken and proposed is not None:
+            run.ledger = proposed[0].committed(proposed[1], 0)
+        self._settle(trainer)
+
+    def _finish_their_write(self, trainer: Any, names: Names, proposed: Proposed | None) -> None:
+        """Do the rest where a plugin or a sharded strategy writes in its own way, at once and without a manifest."""
+        directory = self._runs.directory
+        if not self._plugin_named:
+            self._plugin_named = True
+            writer = type(trainer.strategy.checkpoint_io).__name__
+            self.framework.warn(
+                f"{type(trainer.strategy).__name__} with {writer} writes checkpoints itself: they are written as it "
+                "does that, while training waits, and safepoint cannot verify them."
+            )
+        for other in (*names.links, *names.symlinks):
+            trainer.save_checkpoint(str(directory / other), self.save_weights_only)
+        released = () if proposed is None else proposed[1].released
+        for old in (*(record.path for record in released), *(directory / name for name in names.obsolete)):
+            trainer.strategy.remove_checkpoint(str(old))
+        self._notify(trainer, [names])
+
+    def _names(self, name: str | None, last: str | None) -> Names:
+        """Return all names of the checkpoint, and the name of the ``last`` that it makes obsolete."""
+        directory = self._runs.directory
+        main = name or last or ""
+        second = (last,) if last is not None and name is not None and last != name else ()
+        old = local_path(self.last_model_path) if last is not None else None
+        obsolete: tuple[str, ...] = ()
+        if (
+            old is not None
+            and old != directory / str(last)
+            and old not in self._protected()
+            and old != directory / main
+        ):
+            obsolete = (old.relative_to(directory).as_posix(),) if old.is_relative_to(directory) else ()
+        known = {record.path for record in self._runs.ledger.records}
+        replace = (
+            directory / main in known
+            or not self._enable_version_counter
+            or str(directory / main)
+            in (
+                self.last_model_path,
+                self.best_model_path,
+            )
+        )
+        return Names(
+            main,
+            replace=replace,
+            links=() if self.save_last == "link" else second,
+            symlinks=second if self.save_last == "link" else (),
+            obsolete=obsolete,
+        )
+
+    def _last_name(self, moment: Moment, name: str | None) -> str:
+        """Return the name of the ``last`` checkpoint; the one before it may be replaced."""
+        directory = self._runs.directory
+        return first_free(
+            self._stem(moment.values, self.CHECKPOINT_NAME_LAST),
+            lambda n: n == name or (str(directory / n) != self.last_model_path and self._taken(n)),
+            extension=self.FILE_EXTENSION,
+            start=self.STARTING_VERSION,
+        )
+
+    def _name(self, moment: Moment, replaceable: Collection[Path]) -> str:
+        """Return the first free name from the template; those in ``replaceable`` count as free."""
+        directory = self._runs.directory
+        return first_free(
+            self._stem(moment.values, self.filename),
+            lambda n: directory / n not in replaceable and self._taken(n),
+            extension=self.FILE_EXTENSION,
+            start=self.STARTING_VERSION,
+        )
+
+    def _taken(self, name: str) -> bool:
+        return bool(self._enable_version_counter) and self._runs.taken(name)
+
+    def _stem(self, values: Mapping[str, float], template: str | None) -> str:
+        join = self.CHECKPOINT_JOIN_CHAR
+        with self._in_the_frameworks_words():
+            return render(
+                template or f"{{epoch}}{join}{{step}}",
+                values,
+                auto_insert=self.auto_insert_metric_name,
+                equals=self.CHECKPOINT_EQUALS_CHAR,
+            )
+
+    # What is kept, and how it shows.
+
+    @property
+    def _policy(self) -> PreservationPolicy:
+        if self.save_top_k == -1:
+            return All()
+        return Latest(1) if self.monitor is None else self._ranking
+
+    @property
+    def _ranking(self) -> TopK:
+        return TopK(str(self.monitor), max(self.save_top_k, 1), "min" if self.mode == "min" else "max")
+
+    @property
+    def _runs(self) -> Run:
+        if self._run is None:
+            raise ConfigurationError(
+                "ModelCheckpoint saves within trainer.fit() only: its setup() has not been called."
+            )
+        return self._run
+
+    def _protected(self) -> dict[Path, str]:
+        """Return what this run must not remove, whatever its policy: what it came from, and what lies elsewhere."""
+        directory = self._runs.directory
+        protected = {
+            record.path: "lies outside of dirpath"
+            for record in self._runs.ledger.records
+            if not record.path.is_relative_to(directory)
+        }
+        if self._resumed_from is not None:
+            protected[self._resumed_from] = "the run was resumed from it"
+        return protected
+
+    def _show(self, records: Sequence[Record], moment: Moment | None = None) -> None:
+        """Set the public attributes to what ``records`` say; of the newest, the score as it was logged."""
+        if not records:
+            return
+        if self.monitor is None:
+            self.best_model_path = str(records[-1].path)
+            return
+        ranking, newest = self._ranking, records[-1]
+        if moment is not None:
+            self._scores[newest.path] = self.current_score = ranking.shown(moment.tensors[self.monitor])
+        self.best_k_models = {str(record.path): self._scores[record.path] for record in records}
+        best = ranking.best(records)
+        self.best_model_path, self.best_model_score = str(best.path), self._scores[best.path]
+        if self.save_top_k in (-1, len(records)):
+            worst = ranking.worst(records)
+            self.kth_best_model_path, self.kth_value = str(worst.path), self._scores[worst.path]
+
+    def _snapshot(self, moment: Moment) -> Snapshot:
+        return Snapshot(moment.step, moment.epoch, None, moment.values, (moment.reason,))
+
+    def _moment(self, trainer: Any, reason: str) -> Moment:
+        tensors = {name: _copied(value) for name, value in trainer.callback_metrics.items()}
+        values = {name: number(value) for name, value in tensors.items()}
+        for own, count in (("epoch", trainer.current_epoch), ("step", trainer.global_step)):
+            values[own] = int(values.get(own, count))
+        return Moment(trainer.global_step, trainer.current_epoch, tensors, values, reason)
+
+    def _tell(self, moment: Moment, names: Names, proposed: Proposed | None) -> None:
+        """Say what is saved, why, and what goes for it."""
+        others = ", ".join((*names.links, *names.symlinks))
+        also = f" and {others}" if others else ""
+        goes = ", ".join(record.path.name for record in proposed[1].released) if proposed else ""
+        then = f"; {goes} goes once it is durable" if goes else ""
+        score = ""
+        if proposed is not None and self.monitor is not None:
+            best = "" if self.best_model_score is None else f", best {self.best_model_score:.5f}"
+            score = f" ({self.monitor} reached {moment.values[self.monitor]:.5f}{best})"
+        self._say(moment, f"saving {names.name}{also}{score}{then}")
+
+    def _say(self, moment: Moment, message: str) -> None:
+        if self.verbose:
+            self.framework.info(f"Epoch {moment.epoch}, global step {moment.step}: {message} [{moment.reason}]")
+
+    # What has become of it.
+
+    def _settle(self, trainer: Any) -> None:
+        self._taken_in(trainer, self._runs.settle)
+
+    def _wait(self, trainer: Any) -> None:
+        self._taken_in(trainer, self._runs.wait)
+
+    def _taken_in(self, trainer: Any, settle: Callable[[], list[Names]]) -> None:
+        """Let the run take in what the background has done; if a save failed, show what is there without it."""
+        pending = self._runs.ledger.pending
+        try:
+            durable = settle()
+        finally:
+            if pending - self._runs.ledger.pending - {record.path for record in self._runs.ledger.records}:
+                self._show(self._runs.ledger.records)
+                self.last_model_path = self._durable_last
+        self._notify(trainer, durable)
+
+    def _notify(self, trainer: Any, durable: Sequence[Names]) -> None:
+        """Tell the loggers, once for each checkpoint that has become durable."""
+        for names in durable:
+            directory = str(self._runs.directory)
+            if self.last_model_path in {
+                os.path.join(directory, n) for n in (names.name, *names.links, *names.symlinks)
+            }:
+                self._durable_last = self.last_model_path
+            if trainer.is_global_zero:
+                for logger in trainer.loggers:
+                    logger.after_save_checkpoint(weakref.proxy(self))
+
+    @contextmanager
+    def _in_the_frameworks_words(self) -> Iterator[None]:
+        """Raise our errors about arguments as the framework's own kind, too."""
+        try:
+            yield
+        except ConfigurationError as error:
+            raise self.framework.misconfiguration(str(error)) from error
+
+
+def local_path(path: Any) -> Path | None:
+    """Return a local path as it is in the ledger, ``None`` for nothing or for another kind of address."""
+    if not path or "://" in str(path):
+        return None
+    return Path(os.path.realpath(os.path.expanduser(path)))
+
+
+def _copied(value: Any) -> Any:
+    return value.detach().clone() if isinstance(value, Tensor) else tensor(value)
+
+
+def number(value: Any) -> float:
+    """Return a logged value as a plain number; an integer stays one."""
+    number: float = value.item() if hasattr(value, "item") else value
+    return number
