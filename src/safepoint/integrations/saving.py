@@ -1,7 +1,7 @@
 """How the drop-in saves: what is kept, under which names, and how the public attributes follow.
 
 The half of the shared body that hands a checkpoint to the run's pipeline; ``model_checkpoint`` has the hooks and
-decides when. ``_last_global_step_saved`` and ``_last_checkpoint_saved`` are the framework's own private names, kept up for the
+decides when. Rank 0 decides, with its metrics and its view of the disk, and all ranks follow. ``_last_global_step_saved`` and ``_last_checkpoint_saved`` are the framework's own private names, kept up for the
 loggers that read them.
 """
 
@@ -92,16 +92,18 @@ class Saving:
 
         ``loose``: save under the usual name, whatever the top k, and outside of it.
         """
-        moment = self._moment(trainer, reason)
+        share = trainer.strategy.broadcast
+        moment = share(self._moment(trainer, reason))
         proposed = self._proposed(trainer, moment) if top_k and self.save_top_k != 0 else None
         name = self._runs.name_of(proposed[1].record) if proposed else None
         if loose:
-            name = self._name(moment, ())
+            name = share(self._name(moment, ()))
         wants_last = bool(self.save_last) and (last or proposed is not None)
         if name is None and self.save_last == "link" and self._last_checkpoint_saved and self.save_top_k != 0:
             wants_last = False  # it points to the last one saved already
         if name is not None or wants_last:
-            self._write(trainer, moment, proposed, name, self._last_name(moment, name) if wants_last else None)
+            last_name = share(self._last_name(moment, name)) if wants_last else None
+            self._write(trainer, moment, proposed, name, last_name)
 
     def _proposed(self, trainer: Any, moment: Moment) -> Proposed | None:
         """Return the ledger with this checkpoint in it and what goes for it, or ``None`` if it holds no place."""
@@ -119,8 +121,7 @@ class Saving:
         replaceable = {record.path for record in proposal.released}
         if self.monitor is None and self.best_model_path:
             replaceable.add(Path(self.best_model_path))
-        name = self._name(moment, replaceable)
-        candidate = trainer.strategy.broadcast(self._runs.candidate(snapshot, name))
+        candidate = trainer.strategy.broadcast(self._runs.candidate(snapshot, self._name(moment, replaceable)))
         return self._runs.ledger.propose(candidate, policy, protected=protected)
 
     def _write(
@@ -129,7 +130,6 @@ class Saving:
         """Write one checkpoint under ``name`` and ``last``; the callback's own state in it already names itself."""
         before = {attribute: getattr(self, attribute) for attribute in _SHOWN}
         names = self._names(name, last)
-        path = str(self._runs.directory / names.name)
         if proposed is not None:
             self._show(proposed[0].records, moment)
         if last is not None:
@@ -140,8 +140,9 @@ class Saving:
             self.__dict__.update(before)
             raise
         self._last_global_step_saved = trainer.global_step
-        self._last_checkpoint_saved = path
+        self._last_checkpoint_saved = str(self._runs.directory / names.name)
         self._tell(moment, names, proposed)
+        self._settle(trainer)
 
     def _hand_over(self, trainer: Any, moment: Moment, names: Names, proposed: Proposed | None) -> None:
         """Have the trainer dump its checkpoint, and take it from there instead of letting it be written."""
@@ -162,7 +163,6 @@ class Saving:
             self._finish_their_write(trainer, names, proposed)
         if not taken and proposed is not None:
             run.ledger = proposed[0].committed(proposed[1], 0)
-        self._settle(trainer)
 
     def _finish_their_write(self, trainer: Any, names: Names, proposed: Proposed | None) -> None:
         """Do the rest where a plugin or a sharded strategy writes in its own way, at once and without a manifest."""
@@ -185,33 +185,23 @@ class Saving:
         """Return all names of the checkpoint, and the name of the ``last`` that it makes obsolete."""
         directory = self._runs.directory
         main = name or last or ""
-        second = (last,) if last is not None and name is not None and last != name else ()
-        old = local_path(self.last_model_path) if last is not None else None
-        obsolete: tuple[str, ...] = ()
-        if (
-            old is not None
-            and old != directory / str(last)
-            and old not in self._protected()
-            and old != directory / main
-        ):
-            obsolete = (old.relative_to(directory).as_posix(),) if old.is_relative_to(directory) else ()
-        known = {record.path for record in self._runs.ledger.records}
-        replace = (
-            directory / main in known
-            or not self._enable_version_counter
-            or str(directory / main)
-            in (
-                self.last_model_path,
-                self.best_model_path,
-            )
-        )
+        second = (last,) if last not in (None, main) else ()
+        mine = {record.path for record in self._runs.ledger.records}
+        mine |= {Path(path) for path in (self.last_model_path, self.best_model_path) if path}
         return Names(
             main,
-            replace=replace,
+            replace=directory / main in mine or not self._enable_version_counter,
             links=() if self.save_last == "link" else second,
             symlinks=second if self.save_last == "link" else (),
-            obsolete=obsolete,
+            obsolete=() if last is None else self._obsolete_last({directory / main, directory / last}),
         )
+
+    def _obsolete_last(self, names: Collection[Path]) -> tuple[str, ...]:
+        """Return the name of the ``last`` before this one, unless it is among ``names`` or not this run's to remove."""
+        directory, old = self._runs.directory, local_path(self.last_model_path)
+        if old is None or old in names or old in self._protected() or not old.is_relative_to(directory):
+            return ()
+        return (old.relative_to(directory).as_posix(),)
 
     def _last_name(self, moment: Moment, name: str | None) -> str:
         """Return the name of the ``last`` checkpoint; the one before it may be replaced."""
@@ -280,14 +270,16 @@ class Saving:
 
     def _show(self, records: Sequence[Record], moment: Moment | None = None) -> None:
         """Set the public attributes to what ``records`` say; of the newest, the score as it was logged."""
+        selected = self._policy.select(records)
+        records = [record for record in records if record.path in selected]
         if not records:
             return
         if self.monitor is None:
             self.best_model_path = str(records[-1].path)
             return
-        ranking, newest = self._ranking, records[-1]
+        ranking = self._ranking
         if moment is not None:
-            self._scores[newest.path] = self.current_score = ranking.shown(moment.tensors[self.monitor])
+            self._scores[records[-1].path] = self.current_score = ranking.shown(moment.tensors[self.monitor])
         self.best_k_models = {str(record.path): self._scores[record.path] for record in records}
         best = ranking.best(records)
         self.best_model_path, self.best_model_score = str(best.path), self._scores[best.path]
