@@ -78,7 +78,8 @@ class Checkpointer:
         self._measured: dict[str, Any] = {}
         self._seen: set[str] = set()
         self._protected: dict[Path, str] = {}
-        self._saved = False
+        self._alone = False
+        self._has_saved = False
         self._closed = False
 
     def __enter__(self) -> Self:
@@ -184,7 +185,7 @@ class Checkpointer:
             self._decide(EventKind.TRAIN_END, self._running_epoch())
         finally:
             self._finish()
-        if self._run.ledger.records:
+        if self._has_saved:
             self._check_ranked_by(())
 
     def records(self) -> tuple[Record, ...]:
@@ -230,6 +231,7 @@ class Checkpointer:
         state[OWN_ENTRY] = {"rng": rng_state()}
         self._warn_of_other_runs()
         self._run.save(state, snapshot, Names(name, replace=self.directory / name in same_step), proposed)
+        self._has_saved = True
 
     def _check_ranked_by(self, present: Iterable[str]) -> None:
         """Raise if ``keep`` ranks by a metric that was not passed so far; ``present`` are those of this moment."""
@@ -266,19 +268,19 @@ class Checkpointer:
         p = self._progress
         self._schedule = ScheduleState((p.step, p.epoch, p.batch), time.monotonic())
         self._measured = dict(p.metrics)
-        self._seen |= p.metrics.keys()
+        self._seen.update(*(fate.record.metrics for fate in catalog.history(record.run)))
         self._protected = {record.path: "the run was resumed from it"}
         own = tuple(found for found in catalog.written_by(record.run) if found.path not in skipped)
         present = {found.path for found in own}
         gone = (fate for fate in catalog.history(record.run) if not fate.kept and fate.record.path not in present)
         self._run.adopt(record.run, Ledger(records=own, removed=tuple(gone)))
-        self._saved = True
+        self._alone = True
 
     def _warn_of_other_runs(self) -> None:
         """Say once, before the first save of a run that was not restored, that others' checkpoints are there."""
-        if self._saved:
+        if self._alone:
             return
-        self._saved = True
+        self._alone = True
         if others := Catalog.of(self.directory).records:
             warnings.warn(
                 f"{self.directory} holds {len(others)} checkpoints of another run; they stay, and do not count for "

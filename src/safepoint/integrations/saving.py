@@ -46,8 +46,14 @@ class Moment:
     step: int
     epoch: int
     tensors: Mapping[str, Any]
-    values: Mapping[str, float]
+    metrics: Mapping[str, float]
     reason: str
+
+    @property
+    def values(self) -> dict[str, float]:
+        """What a template can name: the metrics, the epoch and the step, which are whole numbers even if logged."""
+        own = {"epoch": self.epoch, "step": self.step}
+        return {**self.metrics, **{name: int(self.metrics.get(name, count)) for name, count in own.items()}}
 
 
 class Saving:
@@ -289,14 +295,12 @@ class Saving:
             self.kth_best_model_path, self.kth_value = str(worst.path), self._scores[worst.path]
 
     def _snapshot(self, moment: Moment) -> Snapshot:
-        return Snapshot(moment.step, moment.epoch, None, moment.values, (moment.reason,))
+        return Snapshot(moment.step, moment.epoch, None, moment.metrics, (moment.reason,))
 
     def _moment(self, trainer: Any, reason: str) -> Moment:
         tensors = {name: _copied(value) for name, value in trainer.callback_metrics.items()}
-        values = {name: number(value) for name, value in tensors.items()}
-        for own, count in (("epoch", trainer.current_epoch), ("step", trainer.global_step)):
-            values[own] = int(values.get(own, count))
-        return Moment(trainer.global_step, trainer.current_epoch, tensors, values, reason)
+        metrics = {name: number(value) for name, value in tensors.items()}
+        return Moment(trainer.global_step, trainer.current_epoch, tensors, metrics, reason)
 
     def _tell(self, moment: Moment, names: Names, proposed: Proposed | None) -> None:
         """Say what is saved, why, and what goes for it."""

@@ -35,11 +35,11 @@ class TopK(PreservationPolicy):
                     continue
                 held.remove(worst)
             held.append(record)
-        return {record.path: f"among the best {self.k} by {self.metric} ({self._shown(record)})" for record in held}
+        return {record.path: f"{self._place} by {self.metric} ({self._shown(record)})" for record in held}
 
     def why_not(self, record: Record) -> str:
         """Say that better ones hold the places."""
-        return f"not among the best {self.k} by {self.metric} ({self._shown(record)})"
+        return f"not {self._place} by {self.metric} ({self._shown(record)})"
 
     @property
     def metrics(self) -> frozenset[str]:
@@ -66,6 +66,10 @@ class TopK(PreservationPolicy):
         if math.isnan(value):
             return math.inf
         return value if self.mode == "min" else -value
+
+    @property
+    def _place(self) -> str:
+        return "the best" if self.k == 1 else f"among the best {self.k}"
 
     def _shown(self, record: Record) -> str:
         return f"{record.metrics[self.metric]:.6g}" if self.metric in record.metrics else "not measured"

@@ -1,0 +1,45 @@
+# Everything runs in a virtual environment of its own, made by these targets; nothing else needs to be prepared.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+CONSTRAINTS ?= constraints.txt
+PIP_INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --quiet --constraint $(CONSTRAINTS)
+
+.PHONY: demo test torture lint types check clean
+
+demo: $(VENV)/demo.stamp  ## train on real data, see what is kept and why, survive a SIGKILL
+	$(BIN)/python examples/demo.py
+
+test: $(VENV)/dev.stamp  ## the whole test suite
+	$(BIN)/python -m pytest -m "not torture"
+
+torture: $(VENV)/dev.stamp  ## the long crash and size tests
+	$(BIN)/python -m pytest -m torture
+
+lint: $(VENV)/dev.stamp
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(VENV)/dev.stamp
+	$(BIN)/mypy
+
+check: lint types test  ## what CI runs
+
+clean:
+	rm -rf $(VENV)
+
+# torch comes first and by its exact version, so that a CPU build is taken where the machine offers one.
+$(VENV)/torch.stamp: constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed; give one with make PYTHON=..."; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(PIP_INSTALL) torch
+	touch $@
+
+$(VENV)/demo.stamp: $(VENV)/torch.stamp pyproject.toml
+	$(PIP_INSTALL) --editable '.[demo]'
+	touch $@
+
+$(VENV)/dev.stamp: $(VENV)/torch.stamp pyproject.toml
+	$(PIP_INSTALL) --editable '.[dev]'
+	touch $@
