@@ -1,0 +1,286 @@
+"""What a plain loop answers to bad input: what, where, what to do; and nothing on disk is touched."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from loop import Training, equal
+
+import safepoint
+from safepoint import Checkpointer, keep, when
+
+
+def make(directory: Path, **changes: Any) -> Checkpointer:
+    """Return a checkpointer with good arguments but for ``changes``."""
+    arguments: dict[str, Any] = {"state": Training().state, "save": when.every(steps=1), "keep": keep.all()}
+    return Checkpointer(directory, **{**arguments, **changes})
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"save": "every epoch"}, r"save='every epoch'.*when\.every"),
+        ({"keep": 3}, r"keep=3.*keep\.latest"),
+        ({"state": {}}, r"state= must map names"),
+        ({"state": {"safepoint": {}}}, r"'safepoint'.*rename"),
+        ({"filename": "../{step}"}, r"filename='\.\./value'.*leave the directory"),
+        ({"filename": "/tmp/{step}"}, r"filename='/tmp/value'.*leave the directory"),
+        ({"filename": "a/{step}"}, r"side by side"),
+        ({"filename": ""}, r"give a template"),
+        ({"filename": "{step"}, r"filename='\{step' is malformed"),
+        ({"filename": "{}"}, r"plain name"),
+        ({"filename": ".safepoint-{step}"}, r"temporary files"),
+        ({"staging": "telepathy"}, r"staging='telepathy'.*'copy'"),
+        ({"on_error": "ignore"}, r"on_error='ignore'.*'raise', 'warn'"),
+        ({"max_images": 0}, r"max_images=0.*1 or more"),
+    ],
+)
+def test_wrong_argument_is_refused(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+    """Each wrong argument gets an error that names it and says what to give, before a directory is made."""
+    with pytest.raises(safepoint.ConfigurationError, match=message):
+        make(tmp_path / "run", **changes)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (lambda: when.every(), r"exactly one of steps, epochs, minutes, seconds; given: none"),
+        (lambda: when.every(steps=1, epochs=1), r"given: steps, epochs"),
+        (lambda: when.every(steps=0), r"steps=0.*1 or more"),
+        (lambda: when.every(minutes=-1), r"minutes=-1.*positive"),
+        (lambda: keep.best("val_loss", mode="smallest"), r"mode='smallest'.*'min' or 'max'"),  # type: ignore[arg-type]
+        (lambda: keep.best("val_loss", n=0), r"n=0.*1 or more"),
+        (lambda: keep.best(""), r"name of a metric"),
+        (lambda: keep.latest(0), r"n=0.*1 or more"),
+        (lambda: keep.every(), r"given: none"),
+        (lambda: keep.every(epochs=1, steps=1), r"given: both"),
+    ],
+)
+def test_wrong_policy_is_refused(build: Callable[[], object], message: str) -> None:
+    """A policy that contradicts itself or is out of range says so where it is made."""
+    with pytest.raises(safepoint.ConfigurationError, match=message):
+        build()
+
+
+def test_state_that_cannot_be_restored_is_refused(tmp_path: Path) -> None:
+    """An object without ``state_dict`` and ``load_state_dict`` is named, with its type."""
+    with pytest.raises(
+        safepoint.StateMismatchError, match=r"state\['epochs'\] is a int: give an object with state_dict"
+    ):
+        make(tmp_path / "run", state={"epochs": 3})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_directory_that_is_a_file_is_refused(tmp_path: Path) -> None:
+    """A file where the directory should be, or above it, is named, and its content stays."""
+    file = tmp_path / "run"
+    file.write_text("precious")
+    for directory in (file, file / "below"):
+        with pytest.raises(safepoint.ConfigurationError, match=rf"directory='{directory}': {file} is a file"):
+            make(directory)
+    assert file.read_text() == "precious"
+
+
+def test_directory_that_is_not_writable_is_refused(tmp_path: Path) -> None:
+    """A directory that this user may not write to is refused before training starts."""
+    script = (
+        "import os, sys; from safepoint import Checkpointer, ConfigurationError, keep, when\n"
+        "if os.getuid() == 0: os.setresuid(65534, 65534, 65534)\n"
+        "try: Checkpointer(sys.argv[1], state={'notes': {}}, save=when.every(steps=1), keep=keep.all())\n"
+        "except ConfigurationError as error: print(error)"
+    )
+    directory = tmp_path / "run"
+    directory.mkdir()
+    for path in (tmp_path, *tmp_path.parents[:2]):
+        path.chmod(path.stat().st_mode | 0o055)
+    directory.chmod(0o555)
+    process = subprocess.run(
+        [sys.executable, "-c", script, str(directory / "deeper")], capture_output=True, text=True, check=True
+    )
+    assert f"{directory} is not writable" in process.stdout
+    assert list(directory.iterdir()) == []
+
+
+def test_template_with_an_unknown_metric_is_refused(tmp_path: Path) -> None:
+    """A template that names a metric which was not passed names those that were; nothing is written."""
+    with (
+        pytest.raises(safepoint.MissingMetricError, match=r"'val_los'.*given are: 'epoch', 'step', 'val_loss'"),
+        make(tmp_path / "run", save=when.every(epochs=1), filename="{epoch}-{val_los:.2f}") as checkpointer,
+    ):
+        checkpointer.step()
+        checkpointer.epoch_end(val_loss=0.5)
+    assert not (tmp_path / "run").exists()
+
+
+def test_metric_that_is_never_passed_is_refused(tmp_path: Path) -> None:
+    """A policy that ranks by a metric which the epoch's end does not bring names those that it brings."""
+    with (
+        pytest.raises(safepoint.MissingMetricError, match=r"keep.best\('val_los'\).*given are: 'val_acc', 'val_loss'"),
+        make(tmp_path / "run", save=when.every(epochs=1), keep=keep.best("val_los")) as checkpointer,
+    ):
+        checkpointer.step()
+        checkpointer.epoch_end(val_loss=0.5, val_acc=0.5)
+    assert not (tmp_path / "run").exists()
+
+
+def test_metric_missing_until_the_end_is_told_at_the_end(tmp_path: Path) -> None:
+    """Where only steps are saved, a metric that never came is told when the run is closed, with everything saved."""
+    checkpointer = make(tmp_path / "run", keep=keep.best("val_loss"))
+    checkpointer.step(loss=1.0)
+    with pytest.raises(safepoint.MissingMetricError, match=r"'val_loss'.*given are: 'loss'"):
+        checkpointer.close()
+    assert safepoint.verify(tmp_path / "run" / "epoch=0-step=1.ckpt") == []
+
+
+def test_metric_that_is_no_number_is_refused(tmp_path: Path) -> None:
+    """A metric that is no number is named with its value."""
+    with (
+        pytest.raises(safepoint.ConfigurationError, match=r"loss='low' is not a number"),
+        make(tmp_path / "run") as checkpointer,
+    ):
+        checkpointer.step(loss="low")
+    assert not (tmp_path / "run").exists()
+
+
+def test_state_that_cannot_be_pickled_is_refused(tmp_path: Path) -> None:
+    """An object that cannot be pickled is told in the training thread, and training can go on without it."""
+    notes: dict[str, Any] = {"callback": lambda: None}
+    with make(tmp_path / "run", state={**Training().state, "notes": notes}) as checkpointer:
+        with pytest.raises(safepoint.CaptureError, match="cannot be pickled"):
+            checkpointer.step()
+        assert not (tmp_path / "run").exists()
+        notes.clear()
+        checkpointer.step()
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["epoch=0-step=2.ckpt"]
+
+
+def test_closed_checkpointer_says_so(tmp_path: Path) -> None:
+    """After ``close`` the other calls are refused, and a second ``close`` does nothing."""
+    checkpointer = make(tmp_path / "run")
+    checkpointer.close()
+    checkpointer.close()
+    for call in (checkpointer.step, checkpointer.epoch_end, checkpointer.save, checkpointer.restore):
+        with pytest.raises(safepoint.ConfigurationError, match="closed"):
+            call()
+
+
+def damage(path: Path) -> None:
+    """Flip one bit in the middle of the first tensor of ``path``."""
+    layout = safepoint.reader.read_manifest(path)
+    offset = safepoint.image.lay_out(layout.pickle.size_bytes, [blob.size_bytes for blob in layout.storages])
+    with path.open("r+b") as file:
+        file.seek(offset.storages[0].data_offset + 1)
+        byte = file.read(1)[0]
+        file.seek(-1, os.SEEK_CUR)
+        file.write(bytes([byte ^ 0x10]))
+
+
+def saved(directory: Path, steps: int = 3) -> Training:
+    """Return a training of which every step lies in ``directory``."""
+    training = Training()
+    with make(directory, state=training.state) as checkpointer:
+        for _ in range(steps):
+            training.advance()
+            checkpointer.step()
+    return training
+
+
+def test_damaged_newest_is_skipped_and_left_alone(tmp_path: Path) -> None:
+    """``restore`` falls back to the newest that verifies, names the damaged tensor, and removes nothing."""
+    saved(tmp_path)
+    damage(tmp_path / "epoch=0-step=3.ckpt")
+    training = Training(seed=1)
+    with make(tmp_path, state=training.state, keep=keep.latest(1)) as checkpointer:
+        with pytest.warns(RuntimeWarning, match=r"step=3.ckpt was skipped.*tensor 'model.0.weight'.*digest"):
+            progress = checkpointer.restore()
+        assert progress.step == 2
+        checkpointer.step()
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "epoch=0-step=2.ckpt",
+        "epoch=0-step=3-v1.ckpt",
+        "epoch=0-step=3.ckpt",
+    ]
+
+
+def test_directory_in_which_nothing_verifies_is_refused(tmp_path: Path) -> None:
+    """If no checkpoint verifies, the error lists each with its problem, and nothing is overwritten or restored."""
+    saved(tmp_path, steps=2)
+    for path in tmp_path.iterdir():
+        damage(path)
+    torch.save({}, tmp_path / "foreign.ckpt")
+    training = Training(seed=1)
+    before = training.weights()
+    checkpointer = make(tmp_path, state=training.state)
+    with pytest.raises(safepoint.RestoreError) as caught:
+        checkpointer.restore()
+    for expected in ("epoch=0-step=1.ckpt is damaged", "epoch=0-step=2.ckpt is damaged", "foreign.ckpt: it holds no"):
+        assert expected in str(caught.value)
+    assert equal(training.weights(), before)
+    assert len(list(tmp_path.iterdir())) == 3
+
+
+def test_checkpoint_of_another_model_is_refused(tmp_path: Path) -> None:
+    """A checkpoint of another model says which keys and shapes differ, and changes no tensor."""
+    saved(tmp_path)
+    other = torch.nn.ModuleDict({"0": torch.nn.Linear(5, 4), "extra": torch.nn.Linear(2, 2)})
+    before = {name: tensor.clone() for name, tensor in other.state_dict().items()}
+    checkpointer = make(tmp_path, state={"model": other, "scheduler": Training().optimizer})
+    with pytest.raises(safepoint.StateMismatchError) as caught:
+        checkpointer.restore()
+    for expected in (
+        "nothing was restored",
+        "model.extra.weight: not in the checkpoint",
+        "model.2.bias: in the checkpoint, but not in the model",
+        "model.0.weight: shape (4, 4) in the checkpoint, (4, 5) in the model",
+        "scheduler: not in the checkpoint, which holds model, optimizer",
+    ):
+        assert expected in str(caught.value)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in other.state_dict().items())
+
+
+def test_optimizer_of_another_model_is_refused_before_the_model_is_changed(tmp_path: Path) -> None:
+    """An optimizer with other parameter groups is found out before the model, which fits, is changed."""
+    saved(tmp_path)
+    training = Training(seed=1)
+    optimizer = torch.optim.Adam(training.model[0].parameters())
+    before = training.weights()
+    checkpointer = make(tmp_path, state={"model": training.model, "optimizer": optimizer})
+    with pytest.raises(safepoint.StateMismatchError, match=r"groups of \[4\] parameters in the checkpoint, of \[2\]"):
+        checkpointer.restore()
+    assert equal(training.weights(), before)
+
+
+def test_load_refuses_damage_and_foreign_files(tmp_path: Path) -> None:
+    """``safepoint.load`` never returns unverified data: damaged and foreign files are errors."""
+    saved(tmp_path, steps=1)
+    path = tmp_path / "epoch=0-step=1.ckpt"
+    assert set(safepoint.load(path)) == {"model", "optimizer", "safepoint"}
+    damage(path)
+    with pytest.raises(safepoint.DamagedCheckpointError, match=r"tensor 'model.0.weight' does not match its digest"):
+        safepoint.load(path)
+    torch.save({}, tmp_path / "foreign.ckpt")
+    with pytest.raises(safepoint.NotACheckpointError, match="no Safepoint manifest"):
+        safepoint.load(tmp_path / "foreign.ckpt")
+
+
+class Custom:
+    """A class that PyTorch does not hold for safe."""
+
+
+def test_load_of_an_unsafe_class_needs_trust(tmp_path: Path) -> None:
+    """A class outside PyTorch's safe list is named, and loaded only if it is trusted."""
+    with make(tmp_path, state={"notes": {"thing": Custom()}}) as checkpointer:
+        checkpointer.step()
+    path = tmp_path / "epoch=0-step=1.ckpt"
+    with pytest.raises(safepoint.CheckpointError, match=r"cannot be loaded safely.*Custom.*trust="):
+        safepoint.load(path)
+    assert isinstance(safepoint.load(path, trust=[Custom])["notes"]["thing"], Custom)
+    assert isinstance(safepoint.load(path, weights_only=False)["notes"]["thing"], Custom)
