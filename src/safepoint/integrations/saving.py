@@ -12,7 +12,7 @@ import os
 import weakref
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -41,7 +41,7 @@ _SHOWN = (
 
 @dataclass(frozen=True, slots=True)
 class Moment:
-    """What one hook sees: the metrics as tensors and as numbers, and why a save is due."""
+    """What one hook sees: the metrics as this rank logged them and as rank 0's numbers, and why a save is due."""
 
     step: int
     epoch: int
@@ -54,6 +54,12 @@ class Moment:
         """What a template can name: the metrics, the epoch and the step, which are whole numbers even if logged."""
         own = {"epoch": self.epoch, "step": self.step}
         return {**self.metrics, **{name: int(self.metrics.get(name, count)) for name, count in own.items()}}
+
+    def score(self, metric: str) -> Tensor:
+        """Return rank 0's value of ``metric`` as the kind of tensor that was logged here."""
+        here = self.tensors.get(metric)
+        kind = {} if here is None else {"dtype": here.dtype, "device": here.device}
+        return tensor(self.metrics[metric], **kind)
 
 
 class Saving:
@@ -100,7 +106,8 @@ class Saving:
         ``loose``: save under the usual name, whatever the top k, and outside of it.
         """
         share = trainer.strategy.broadcast
-        moment = share(self._moment(trainer, reason))
+        moment = self._moment(trainer, reason)
+        moment = replace(moment, metrics=share(moment.metrics))
         proposed = self._proposed(trainer, moment) if top_k and self.save_top_k != 0 else None
         name = self._runs.name_of(proposed[1].record) if proposed else None
         if loose:
@@ -286,7 +293,7 @@ class Saving:
             return
         ranking = self._ranking
         if moment is not None:
-            self._scores[records[-1].path] = self.current_score = ranking.shown(moment.tensors[self.monitor])
+            self._scores[records[-1].path] = self.current_score = ranking.shown(moment.score(self.monitor))
         self.best_k_models = {str(record.path): self._scores[record.path] for record in records}
         best = ranking.best(records)
         self.best_model_path, self.best_model_score = str(best.path), self._scores[best.path]
