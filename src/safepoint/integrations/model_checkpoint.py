@@ -161,6 +161,8 @@ class ModelCheckpointBody(Saving):
 
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:  # noqa: ARG002
         """Save if ``save_on_exception`` says so; in any case return when everything is durable, hiding nothing."""
+        if self._run is None:
+            return
         try:
             unsaved = self._last_global_step_saved != trainer.global_step
             if self.save_on_exception and unsaved and not trainer.fast_dev_run and not trainer.sanity_checking:
