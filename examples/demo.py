@@ -1,6 +1,6 @@
 """What `make demo` shows: two trainings on real data, what was kept and why, and a run that survives SIGKILL.
 
-Usage: python examples/demo.py [DIRECTORY]
+Usage: python examples/demo.py [DIRECTORY], by default runs/demo
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ import random
 import shutil
 import subprocess
 import sys
-import tempfile
 import time
 from pathlib import Path
 
@@ -36,7 +35,7 @@ def main(root: Path) -> None:
     listing(root / "killed", removed=False)
     run("digits_loop.py", root / "killed", 12)
     listing(root / "killed", removed=False)
-    console.print(f"\nDone in {time.perf_counter() - started:.0f} s. The files are in {root}: torch.load reads them.")
+    console.print(f"Done in {time.perf_counter() - started:.0f} s. The checkpoints are in {root}", soft_wrap=True)
 
 
 def act(title: str, subtitle: str) -> None:
@@ -88,11 +87,7 @@ def listing(directory: Path, *, removed: bool = True) -> None:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) > 1:
-        main(Path(sys.argv[1]).resolve())
-    else:
-        temporary = Path(tempfile.mkdtemp(prefix="safepoint-demo-"))
-        try:
-            main(temporary)
-        finally:
-            shutil.rmtree(temporary)
+    chosen = Path(sys.argv[1] if len(sys.argv) > 1 else "runs/demo").resolve()
+    for name in ("lightning", "loop", "killed"):
+        shutil.rmtree(chosen / name, ignore_errors=True)
+    main(chosen)

@@ -225,7 +225,9 @@ class Checkpointer:
             self._run.candidate(snapshot, name),
             self._keep_policy,
             protected=self._protected,
-            superseded=dict.fromkeys(same_step, f"superseded by {name}, saved later at the same step"),
+            superseded=dict.fromkeys(
+                same_step - {self.directory / name}, f"superseded by {name}, saved later at the same step"
+            ),
         )
         state = {entry: restoring.state_of(target) for entry, target in self._state.items()}
         state[OWN_ENTRY] = {"rng": rng_state()}

@@ -73,9 +73,31 @@ def test_seconds_count_from_the_last_save(tmp_path: Path) -> None:
 
 def test_epoch_end_supersedes_the_step_of_the_same_state(tmp_path: Path) -> None:
     """A step that is saved again at its epoch's end, now with the metric, leaves one checkpoint."""
-    train(tmp_path, save=when.every(steps=4) | when.every(epochs=1), preserve=keep.best("val_loss", n=3))
-    assert names(tmp_path) == ["epoch=0-step=4.ckpt", "epoch=1-step=8.ckpt", "epoch=2-step=12.ckpt"]
-    assert [record.metrics["val_loss"] for record in _records(tmp_path)] == [0.5, 0.3, 0.4]
+    twice = when.every(steps=4) | when.every(epochs=1)
+    train(tmp_path / "a", save=twice, preserve=keep.best("val_loss", n=2))
+    assert names(tmp_path / "a") == ["epoch=1-step=8.ckpt", "epoch=2-step=12.ckpt"]
+    assert [record.metrics["val_loss"] for record in _records(tmp_path / "a")] == [0.3, 0.4]
+    newest = safepoint.reader.read_manifest(tmp_path / "a" / "epoch=2-step=12.ckpt")
+    assert newest.history[-1].reason == "number 2 by val_loss (0.4)"
+
+
+def test_later_save_of_a_step_supersedes_an_earlier_one_of_another_name(tmp_path: Path) -> None:
+    """Where the two names differ, the earlier one goes, whatever the policy, and the history says why."""
+    training = Training()
+    with Checkpointer(
+        tmp_path, state=training.state, save=when.every(epochs=1), keep=keep.all(), filename="{epoch}"
+    ) as checkpointer:
+        checkpointer.step(loss=training.advance())
+        checkpointer.epoch_end()
+        checkpointer.step(loss=training.advance())
+        checkpointer.save()
+        checkpointer.epoch_end()
+        checkpointer.epoch_end()  # an epoch without steps: the same step, called after the next epoch
+    assert names(tmp_path) == ["epoch=0.ckpt", "epoch=2.ckpt"]
+    newest = safepoint.reader.read_manifest(tmp_path / "epoch=2.ckpt")
+    assert ("epoch=1.ckpt", "superseded by epoch=2.ckpt, saved later at the same step") in [
+        (entry.name, entry.reason) for entry in newest.history
+    ]
 
 
 def test_save_saves_now_and_a_pinned_one_stays(tmp_path: Path) -> None:
