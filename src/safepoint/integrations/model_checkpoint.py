@@ -19,7 +19,6 @@ from typing import Any, Literal
 
 from torch import Tensor
 
-from safepoint.errors import SaveError
 from safepoint.integrations import configuration, resume
 from safepoint.integrations.saving import Saving, local_path, number
 from safepoint.records import Event, EventKind
@@ -98,6 +97,8 @@ class ModelCheckpointBody(Saving):
         self._durable_last = ""
         self._resumed_from: Path | None = None
         self._plugin_named = False
+        self._has_validated = False
+        self._waits_told = False
 
     # The framework's hooks.
 
@@ -137,6 +138,7 @@ class ModelCheckpointBody(Saving):
     def on_validation_end(self, trainer: Any, pl_module: Any) -> None:  # noqa: ARG002 - the framework's signature
         """Save what waited for this validation, or what is due at validation's end."""
         self._settle(trainer)
+        self._has_validated = self._has_validated or not trainer.sanity_checking
         if self._skips(trainer):
             return
         if self._deferred is not None:
@@ -145,9 +147,13 @@ class ModelCheckpointBody(Saving):
             self._save_at_epoch(trainer)
 
     def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:  # noqa: ARG002 - the framework's signature
-        """Save what is due at the end of the training epoch."""
+        """Save what is due at the end of the training epoch, or waited for it because no validation comes."""
         self._settle(trainer)
-        if not self._skips(trainer) and self._saves_on_train_epoch_end(trainer):
+        if self._skips(trainer):
+            return
+        if self._deferred is not None and not trainer.enable_validation:
+            self._save_deferred(trainer)
+        elif self._saves_on_train_epoch_end(trainer):
             self._save_at_epoch(trainer)
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:  # noqa: ARG002 - the framework's signature
@@ -168,17 +174,18 @@ class ModelCheckpointBody(Saving):
             if self.save_on_exception and unsaved and not trainer.fast_dev_run and not trainer.sanity_checking:
                 self._save(trainer, f"exception: {type(exception).__name__}", top_k=False, last=True, loose=True)
             self._wait(trainer)
-        except (SaveError, OSError) as late:
+        except Exception as late:  # noqa: BLE001 - the exception that is being handled must come out, not this one
             self.framework.warn(f"While {type(exception).__name__} was handled, a checkpoint failed too: {late}")
 
     def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:  # noqa: ARG002 - the framework's signature
         """Return when everything is durable, and end the background thread."""
         if self._run is None:
             return
-        run, self._run = self._run, None
+        run = self._run
         try:
-            self._notify(trainer, run.close())
+            self._taken_in(trainer, run.close)
         finally:
+            self._run = None
             self._carried = (run.identity, run.ledger)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -248,8 +255,16 @@ class ModelCheckpointBody(Saving):
 
     def _save_at_epoch(self, trainer: Any) -> None:
         reason = self._due(trainer, EventKind.EPOCH_END)
-        if reason is not None:
+        if reason is None:
+            return
+        if self.monitor in (None, *trainer.callback_metrics) or self._has_validated or not trainer.enable_validation:
             self._save(trainer, reason, last=False)
+        elif not self._waits_told:
+            self._waits_told = True
+            self.framework.warn(
+                f"ModelCheckpoint(monitor={self.monitor!r}) saves nothing until the first validation: so far, "
+                f"{', '.join(map(repr, sorted(trainer.callback_metrics))) or 'nothing'} is logged."
+            )
 
     def _save_deferred(self, trainer: Any) -> None:
         reason, self._deferred = self._deferred or "", None
