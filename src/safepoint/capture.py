@@ -11,7 +11,7 @@ import pickle
 import random
 import sys
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +22,9 @@ from safepoint.manifest import Tensor
 
 PICKLE_PROTOCOL = 2
 """The protocol of ``torch.save``, and the one that its ``weights_only`` unpickler knows."""
+
+
+_UNPICKLABLE = (pickle.PicklingError, TypeError, AttributeError, NotImplementedError, RuntimeError, RecursionError)
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,18 +50,26 @@ def capture(state: object) -> Capture:
             # Tensors still hand TypedStorage to every pickler, torch.save's own included.
             warnings.filterwarnings("ignore", "TypedStorage is deprecated", UserWarning)
             pickler.dump(state)
-    except (
-        pickle.PicklingError,
-        TypeError,
-        AttributeError,
-        NotImplementedError,
-        RuntimeError,
-        RecursionError,
-    ) as error:
+    except _UNPICKLABLE as error:
         raise CaptureError(
-            f"the state cannot be pickled: {error}. Take that object out of the state, or give it a state_dict()."
+            f"{_culprit(state)} cannot be pickled: {error}. Take it out of the state, or give it a state_dict()."
         ) from error
     return Capture(buffer.getvalue(), tuple(pickler.storages), tuple(_described(state, pickler.keys)))
+
+
+def _culprit(state: object, path: str = "the state") -> str:
+    """Return the path of the innermost entry of ``state`` that cannot be pickled."""
+    items: Iterable[tuple[object, object]] = ()
+    if isinstance(state, Mapping):
+        items = state.items()
+    elif isinstance(state, list | tuple):
+        items = enumerate(state)
+    for key, value in items:
+        try:
+            _Pickler(io.BytesIO()).dump(value)
+        except _UNPICKLABLE:
+            return _culprit(value, f"{path}[{key!r}]")
+    return path
 
 
 class _Pickler(pickle.Pickler):

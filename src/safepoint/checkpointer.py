@@ -10,11 +10,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from safepoint import reader
 from safepoint import restore as restoring
 from safepoint.capture import rng_state, set_rng_state
 from safepoint.catalog import Catalog, best_of
 from safepoint.errors import (
-    CheckpointError,
     ConfigurationError,
     MissingMetricError,
     RestoreError,
@@ -112,11 +112,11 @@ class Checkpointer:
 
         """
         self._check_open()
-        self._run.wait()
+        self.wait()
         catalog = Catalog.of(self.directory)
         record, skipped = self._newest_sound(catalog)
         for path, problem in skipped.items():
-            warnings.warn(f"{path} was skipped: {problem}", RuntimeWarning, stacklevel=2)
+            warnings.warn(f"{path} was skipped and left alone: {problem}", RuntimeWarning, stacklevel=2)
         if record is None:
             return self._progress
         progress = catalog.manifests[record.path].progress(record.path)
@@ -170,7 +170,7 @@ class Checkpointer:
 
     def wait(self) -> None:
         """Return when every checkpoint saved so far is durable."""
-        self._run.wait()
+        self._run.report(self._run.wait())
 
     def close(self) -> None:
         """End the run: save if ``when.train_end()`` asks for it, wait until everything is durable, release all.
@@ -190,7 +190,7 @@ class Checkpointer:
 
     def records(self) -> tuple[Record, ...]:
         """Return the durable checkpoints in the directory, oldest first, those of earlier runs too."""
-        self._run.settle()
+        self._run.report(self._run.settle())
         records = Catalog.of(self.directory).records
         return tuple(record for record in records if record.path not in self._run.ledger.pending)
 
@@ -204,7 +204,7 @@ class Checkpointer:
         return best_of(self.records(), metric, mode)
 
     def _decide(self, kind: EventKind, epoch: int, *, pinned: bool = False) -> None:
-        self._run.settle()
+        self._run.report(self._run.settle())
         p = self._progress
         event = Event(kind, p.step, epoch, (p.step, p.epoch, p.batch), time.monotonic())
         schedule, decision = decide(self._save_policy, self._schedule, event)
@@ -261,10 +261,9 @@ class Checkpointer:
     @staticmethod
     def _problems(path: Path) -> str:
         try:
-            restoring.check_sound(path)
-        except (CheckpointError, OSError) as error:
+            return "; ".join(reader.verify(path))
+        except OSError as error:
             return str(error)
-        return ""
 
     def _adopt(self, catalog: Catalog, record: Record, skipped: Mapping[Path, str]) -> None:
         p = self._progress
@@ -303,7 +302,7 @@ class Checkpointer:
     def _finish(self) -> None:
         if not self._closed:
             self._closed = True
-            self._run.close()
+            self._run.report(self._run.close())
 
 
 def _check_policies(save: object, keep: object) -> None:

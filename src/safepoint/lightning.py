@@ -8,7 +8,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 
 from safepoint.errors import ConfigurationError
-from safepoint.integrations.framework import Framework
+from safepoint.integrations.framework import Framework, interceptor
 from safepoint.integrations.model_checkpoint import ModelCheckpointBody
 
 __all__ = ["MisconfigurationError", "ModelCheckpoint"]
@@ -25,7 +25,7 @@ class ModelCheckpoint(ModelCheckpointBody, _Original):  # type: ignore[misc]  # 
         misconfiguration=MisconfigurationError,
         info=rank_zero_info,
         warn=rank_zero_warn,
-        checkpoint_io=CheckpointIO,
+        interceptor=interceptor(CheckpointIO),
         torch_io=TorchCheckpointIO,
         async_io=AsyncCheckpointIO,
     )

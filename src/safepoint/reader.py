@@ -90,6 +90,7 @@ def _problems(file: BinaryIO, manifest: Manifest, manifest_bytes: bytes) -> Iter
         sums = _checksums_of(file, entry)
         crcs[entry.name] = sums.crc
         if sums.digest != blob.digest:
+            crcs[entry.name] = _stored_crc(file, entry)  # one problem, told once
             yield f"{_subject(entry, layout, manifest)} does not match its digest"
     yield from _frame_problems(file, layout, crcs, manifest_bytes, size)
 
@@ -116,6 +117,12 @@ def _checksums_of(file: BinaryIO, entry: Entry) -> Checksums:
         sums.update(chunk)
         left -= len(chunk)
     return sums
+
+
+def _stored_crc(file: BinaryIO, entry: Entry) -> int:
+    """Return the CRC-32 that stands behind the data."""
+    file.seek(entry.data_offset + entry.size_bytes + 4)
+    return int.from_bytes(file.read(4), "little")
 
 
 def _subject(entry: Entry, layout: Layout, manifest: Manifest) -> str:

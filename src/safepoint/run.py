@@ -72,6 +72,15 @@ class Snapshot:
     pinned: bool = False
 
 
+@dataclass(frozen=True, slots=True)
+class Settled:
+    """What the training thread has just taken notice of: what became durable, what failed, and with which errors."""
+
+    durable: tuple[Names, ...]
+    failed: tuple[Names, ...]
+    errors: tuple[SaveError, ...]
+
+
 class Run:
     """One run: its identity, its ledger, its writer. For the training thread only."""
 
@@ -138,35 +147,51 @@ class Run:
         if self._options.blocking:
             self._writer.wait()
 
-    def settle(self) -> list[Names]:
-        """Take in what the background has done and return what became durable, oldest first.
+    @property
+    def idle(self) -> bool:
+        """Whether everything that was queued has been taken in."""
+        return self._writer.idle
 
-        Raises:
-            SaveError: a save failed since the last call (with ``on_error="warn"``, a warning instead).
-
-        """
+    def settle(self) -> Settled:
+        """Take in what the background has done; ``report`` raises what went wrong."""
         durable: list[Names] = []
+        failed: list[Names] = []
         errors: list[SaveError] = []
         for outcome in self._writer.outcomes():
             self._take_in(outcome)
-            if outcome.durable:
-                durable.append(outcome.job.names)
+            (durable if outcome.durable else failed).append(outcome.job.names)
             if outcome.error is not None:
                 errors.append(self._told(outcome, outcome.error))
-        self._report(errors)
-        return durable
+        return Settled(tuple(durable), tuple(failed), tuple(errors))
 
-    def wait(self) -> list[Names]:
-        """Return as ``settle`` does when everything queued is durable."""
+    def wait(self) -> Settled:
+        """Do as ``settle`` does when everything queued has ended."""
         self._writer.wait()
         return self.settle()
 
-    def close(self) -> list[Names]:
-        """Wait as ``wait`` does, and end the writer's thread whatever happened."""
-        try:
-            return self.wait()
-        finally:
-            self._writer.close()
+    def close(self) -> Settled:
+        """Wait as ``wait`` does, and end the writer's thread; the next ``save`` starts another."""
+        settled = self.wait()
+        self._writer.close()
+        return settled
+
+    def report(self, settled: Settled) -> None:
+        """Raise the first error of ``settled``, the others noted on it; with ``on_error="warn"``, warn of each.
+
+        Raises:
+            SaveError: a save failed; its cause has the original traceback.
+
+        """
+        if not settled.errors:
+            return
+        if self._options.on_error == "warn":
+            for error in settled.errors:
+                warnings.warn(str(error), RuntimeWarning, stacklevel=4)
+            return
+        first, *others = settled.errors
+        for other in others:
+            first.add_note(str(other))
+        raise first
 
     def taken(self, name: str) -> bool:
         """Tell whether a file of this name is there or on its way."""
@@ -199,18 +224,6 @@ class Run:
         error = SaveError(message)
         error.__cause__ = cause
         return error
-
-    def _report(self, errors: list[SaveError]) -> None:
-        if not errors:
-            return
-        if self._options.on_error == "warn":
-            for error in errors:
-                warnings.warn(str(error), RuntimeWarning, stacklevel=4)
-            return
-        first, *others = errors
-        for other in others:
-            first.add_note(str(other))
-        raise first
 
     def _history(self, ledger: Ledger, names: Names, record: Record) -> tuple[Fate, ...]:
         """Return the run's history with ``record`` in it under all its names."""

@@ -86,14 +86,16 @@ class Proposal:
 class Ledger:
     """The records of one run, immutable: each change returns a new ledger.
 
-    ``records``: what is to be on disk once every pending save is durable, oldest first; ``pending``: the paths among
-    them that are not durable yet; ``removed``: what was let go, with reasons, oldest first.
+    ``records``: what is to be on disk once every pending save is durable, oldest first; ``pending``: the paths that are
+    not durable yet; ``removed``: what was let go, with reasons, oldest first; ``kept``: the reasons of the last plan;
+    ``lost``: the saves that failed, by path and time, which no plan made before can bring back.
     """
 
     records: tuple[Record, ...] = ()
     pending: frozenset[Path] = frozenset()
     removed: tuple[Fate, ...] = ()
     kept: Mapping[Path, str] = field(default_factory=dict)
+    lost: frozenset[tuple[Path, float]] = frozenset()
 
     @property
     def durable(self) -> tuple[Record, ...]:
@@ -116,7 +118,8 @@ class Ledger:
         records = (*(record for record in self.records if record is not replaced), candidate)
         plan = plan_retention(policy, records, protected=protected, superseded=superseded)
         released = tuple(record for record in records if record.path in plan.remove)
-        after = Ledger(
+        after = replace(
+            self,
             records=tuple(record for record in records if record.path in plan.keep),
             pending=self.pending | {candidate.path},
             removed=(
@@ -138,10 +141,15 @@ class Ledger:
 
     def failed(self, proposal: Proposal) -> Ledger:
         """Return the ledger without the proposal's record, and with what it let go back in."""
-        path = proposal.record.path
-        rest = tuple(record for record in self.records if record.path != path)
+        gone = (proposal.record.path, proposal.record.time)
         back = proposal.released if proposal.replaced is None else (*proposal.released, proposal.replaced)
-        return replace(self, records=rest, pending=self.pending - {path}).with_back(back)
+        return replace(
+            self,
+            records=tuple(record for record in self.records if (record.path, record.time) != gone),
+            removed=tuple(fate for fate in self.removed if (fate.record.path, fate.record.time) != gone),
+            pending=self.pending - {proposal.record.path},
+            lost=self.lost | {gone},
+        ).with_back(back)
 
     def history(self) -> tuple[Fate, ...]:
         """Return every checkpoint of the run, oldest first, and what became of it."""
@@ -149,7 +157,8 @@ class Ledger:
         return tuple(sorted((*self.removed, *present), key=lambda fate: fate.record.time))
 
     def with_back(self, back: Sequence[Record]) -> Ledger:
-        """Return the ledger with ``back`` among its records again: they are still there."""
+        """Return the ledger with ``back`` among its records again: they are still there, unless their saves failed."""
+        back = [record for record in back if (record.path, record.time) not in self.lost]
         returned = {record.path for record in back}
         rest = tuple(record for record in self.records if record.path not in returned)
         records = tuple(sorted((*rest, *back), key=lambda record: record.time))

@@ -95,6 +95,11 @@ class Writer:
                 self._resume_removal_after_pending()
             yield outcome
 
+    @property
+    def idle(self) -> bool:
+        """Whether ``outcomes`` has told of every job."""
+        return not self._futures
+
     def wait(self) -> None:
         """Return when every job has ended; ``outcomes`` tells how."""
         for future in tuple(self._futures):

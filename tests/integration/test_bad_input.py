@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -89,7 +90,7 @@ def test_directory_that_is_a_file_is_refused(tmp_path: Path) -> None:
     assert file.read_text() == "precious"
 
 
-def test_directory_that_is_not_writable_is_refused(tmp_path: Path) -> None:
+def test_directory_that_is_not_writable_is_refused() -> None:
     """A directory that this user may not write to is refused before training starts."""
     script = (
         "import os, sys; from safepoint import Checkpointer, ConfigurationError, keep, when\n"
@@ -97,16 +98,15 @@ def test_directory_that_is_not_writable_is_refused(tmp_path: Path) -> None:
         "try: Checkpointer(sys.argv[1], state={'notes': {}}, save=when.every(steps=1), keep=keep.all())\n"
         "except ConfigurationError as error: print(error)"
     )
-    directory = tmp_path / "run"
-    directory.mkdir()
-    for path in (tmp_path, *tmp_path.parents[:2]):
-        path.chmod(path.stat().st_mode | 0o055)
-    directory.chmod(0o555)
-    process = subprocess.run(
-        [sys.executable, "-c", script, str(directory / "deeper")], capture_output=True, text=True, check=True
-    )
-    assert f"{directory} is not writable" in process.stdout
-    assert list(directory.iterdir()) == []
+    with tempfile.TemporaryDirectory() as root:  # pytest's own is closed to other users
+        Path(root).chmod(0o755)
+        directory = Path(root) / "run"
+        directory.mkdir(0o555)
+        process = subprocess.run(
+            [sys.executable, "-c", script, str(directory / "deeper")], capture_output=True, text=True, check=True
+        )
+        assert f"{directory} is not writable" in process.stdout
+        assert list(directory.iterdir()) == []
 
 
 def test_template_with_an_unknown_metric_is_refused(tmp_path: Path) -> None:
@@ -154,7 +154,7 @@ def test_state_that_cannot_be_pickled_is_refused(tmp_path: Path) -> None:
     """An object that cannot be pickled is told in the training thread, and training can go on without it."""
     notes: dict[str, Any] = {"callback": lambda: None}
     with make(tmp_path / "run", state={**Training().state, "notes": notes}) as checkpointer:
-        with pytest.raises(safepoint.CaptureError, match="cannot be pickled"):
+        with pytest.raises(safepoint.CaptureError, match=r"the state\['notes'\]\['callback'\] cannot be pickled"):
             checkpointer.step()
         assert not (tmp_path / "run").exists()
         notes.clear()
@@ -221,7 +221,11 @@ def test_directory_in_which_nothing_verifies_is_refused(tmp_path: Path) -> None:
     checkpointer = make(tmp_path, state=training.state)
     with pytest.raises(safepoint.RestoreError) as caught:
         checkpointer.restore()
-    for expected in ("epoch=0-step=1.ckpt is damaged", "epoch=0-step=2.ckpt is damaged", "foreign.ckpt: it holds no"):
+    for expected in (
+        "step=1.ckpt: tensor 'model.0.weight'",
+        "step=2.ckpt: tensor 'model.0.weight'",
+        "foreign.ckpt: it holds no",
+    ):
         assert expected in str(caught.value)
     assert equal(training.weights(), before)
     assert len(list(tmp_path.iterdir())) == 3

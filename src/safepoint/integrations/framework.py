@@ -9,9 +9,44 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+from safepoint.integrations.resume import check_sound, local_path
+
 Sink = Callable[[dict[str, Any]], None]
+
+
+def interceptor(base: type[Any]) -> type[Any]:
+    """Return a CheckpointIO, below the framework's class ``base``, that stands before the configured one."""
+
+    class Interceptor(base):  # type: ignore[misc]
+        """Verify what is loaded, and hand what is saved to ``sink`` while there is one; else do as configured."""
+
+        def __init__(self, configured: Any) -> None:
+            super().__init__()
+            self.configured = configured
+            self.sink: Sink | None = None
+
+        def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+            if self.sink is None:
+                self.configured.save_checkpoint(checkpoint, path, storage_options)
+            else:
+                self.sink(checkpoint)
+
+        def load_checkpoint(self, path: Any, *args: Any, **kwargs: Any) -> Any:
+            local = local_path(path)
+            if local is not None:
+                check_sound(Path(local))
+            return self.configured.load_checkpoint(path, *args, **kwargs)
+
+        def remove_checkpoint(self, path: Any) -> None:
+            self.configured.remove_checkpoint(path)
+
+        def teardown(self) -> None:
+            self.configured.teardown()
+
+    return Interceptor
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,41 +54,41 @@ class Framework:
     """One of the two packages.
 
     ``misconfiguration`` is an error that both Safepoint's users and the framework's know to catch; ``info`` and
-    ``warn`` speak on rank 0 only; ``checkpoint_io``, ``torch_io`` and ``async_io`` are the framework's plugin classes.
+    ``warn`` speak on rank 0 only; ``interceptor`` is made from the framework's CheckpointIO; ``torch_io`` and
+    ``async_io`` are its own plugins.
     """
 
     misconfiguration: type[Exception]
     info: Callable[[str], None]
     warn: Callable[[str], None]
-    checkpoint_io: type[Any]
+    interceptor: type[Any]
     torch_io: type[Any]
     async_io: type[Any]
 
-    def takes_over(self, plugin: object) -> bool:
-        """Tell whether Safepoint writes in place of ``plugin``: the framework's own do nothing that it does not."""
-        if isinstance(plugin, self.async_io):
-            return type(plugin.checkpoint_io) is self.torch_io
-        return type(plugin) is self.torch_io
+    def intercept(self, strategy: Any) -> None:
+        """Put an interceptor before the plugin of ``strategy``, unless another callback has done so."""
+        if not isinstance(strategy.checkpoint_io, self.interceptor):
+            strategy.checkpoint_io = self.interceptor(strategy.checkpoint_io)
+
+    def release(self, strategy: Any) -> None:
+        """Put the configured plugin of ``strategy`` back."""
+        if isinstance(strategy.checkpoint_io, self.interceptor):
+            strategy.checkpoint_io = strategy.checkpoint_io.configured
 
     @contextlib.contextmanager
-    def redirected(self, strategy: Any, sink: Sink) -> Iterator[None]:
-        """Hand what ``strategy`` is asked to save to ``sink``, on the rank that would have written it."""
+    def handed_to(self, strategy: Any, sink: Sink) -> Iterator[None]:
+        """Hand what ``strategy`` is asked to save to ``sink``, on the rank that would have written it.
 
-        class Redirection(self.checkpoint_io):  # type: ignore[misc,name-defined]
-            """Stand in for the configured plugin for the length of one save."""
-
-            def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:  # noqa: ARG002
-                sink(checkpoint)
-
-            def load_checkpoint(self, *args: Any, **kwargs: Any) -> Any:
-                return configured.load_checkpoint(*args, **kwargs)
-
-            def remove_checkpoint(self, path: Any) -> None:
-                configured.remove_checkpoint(path)
-
-        configured = strategy.checkpoint_io
-        strategy.checkpoint_io = Redirection()
+        A plugin of the user's keeps its work: only the framework's own do nothing that Safepoint does not.
+        """
+        before = strategy.checkpoint_io
+        before.sink = sink if self._replaceable(before.configured) else None
         try:
             yield
         finally:
-            strategy.checkpoint_io = configured
+            before.sink = None
+
+    def _replaceable(self, plugin: Any) -> bool:
+        if isinstance(plugin, self.async_io):
+            plugin = plugin.checkpoint_io
+        return type(plugin) is self.torch_io

@@ -20,7 +20,7 @@ from typing import Any, Literal
 from torch import Tensor
 
 from safepoint.integrations import configuration, resume
-from safepoint.integrations.saving import Saving, local_path, number
+from safepoint.integrations.saving import Saving, number
 from safepoint.records import Event, EventKind
 from safepoint.run import OnError, Options, Run, Staging
 from safepoint.schedule import Ledger
@@ -95,6 +95,8 @@ class ModelCheckpointBody(Saving):
         self._carried: tuple[str, Ledger] | None = None
         self._scores: dict[Path, Tensor] = {}
         self._durable_last = ""
+        self._lasts: dict[str, str] = {}
+        self._untold = 0
         self._resumed_from: Path | None = None
         self._plugin_named = False
         self._has_validated = False
@@ -103,17 +105,16 @@ class ModelCheckpointBody(Saving):
     # The framework's hooks.
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:  # noqa: ARG002 - the framework's signature
-        """Decide the directory, refuse one that cannot be written to and a damaged checkpoint to resume from."""
+        """Decide the directory, refuse one that cannot be written to, and see that what is loaded is verified."""
         self.dirpath = trainer.strategy.broadcast(self._resolved_dirpath(trainer))
         directory = Path(self.dirpath)
-        self._resumed_from = local_path(trainer.ckpt_path)
+        self._resumed_from = None
+        self.framework.intercept(trainer.strategy)
         if stage == "fit":
             with self._in_the_frameworks_words():
                 check_directory(directory, owner="dirpath")
             if self.save_top_k != 0 and directory.is_dir() and any(directory.iterdir()):
                 self.framework.warn(f"Checkpoint directory {self.dirpath} exists and is not empty.")
-        if self._resumed_from is not None:
-            resume.check_sound(self._resumed_from, trainer.strategy)
         if self._run is None:
             self._run = Run(directory, self._options)
             if self._carried is not None:
@@ -183,10 +184,15 @@ class ModelCheckpointBody(Saving):
             return
         run = self._run
         try:
-            self._taken_in(trainer, run.close)
+            self._take_in(trainer, run.close())
         finally:
             self._run = None
             self._carried = (run.identity, run.ledger)
+            self.framework.release(trainer.strategy)
+
+    def on_load_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: dict[str, Any]) -> None:  # noqa: ARG002
+        """Take note of the checkpoint that the run is resumed from: it is not removed by this run."""
+        self._resumed_from = resume.local_path(trainer.ckpt_path)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on with what an earlier run held, whether its callback was this one or the framework's own."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import zipfile
 from collections.abc import Callable, Mapping
@@ -17,23 +18,32 @@ from safepoint.restore import check_sound as check_file
 from safepoint.schedule import Ledger
 
 
-def check_sound(path: Path, strategy: Any) -> None:
-    """Raise a DamagedCheckpointError on every rank if ``path`` is Safepoint's and does not verify.
+def local_path(path: Any) -> Path | None:
+    """Return a local path, resolved; ``None`` for nothing and for another kind of address."""
+    if not path or "://" in str(path):
+        return None
+    return Path(os.path.realpath(os.path.expanduser(path)))
+
+
+def check_sound(path: Path) -> None:
+    """Raise a DamagedCheckpointError if ``path`` is Safepoint's and does not verify, or is cut off.
 
     What another program wrote has nothing to be checked against and is left to the framework.
     """
-    problem: str | None = None
-    if strategy.is_global_zero and path.is_file():
-        try:
-            reader.read_manifest(path)
-            check_file(path)
-        except NotACheckpointError:
-            problem = None if zipfile.is_zipfile(path) else f"{path} is cut off or no checkpoint: load another one."
-        except DamagedCheckpointError as error:
-            problem = str(error)
-    problem = strategy.broadcast(problem)
-    if problem is not None:
-        raise DamagedCheckpointError(problem)
+    if not path.is_file():
+        return
+    try:
+        reader.read_manifest(path)
+    except NotACheckpointError as error:
+        if not zipfile.is_zipfile(path) and _begins_like_a_zip(path):
+            raise DamagedCheckpointError(f"{path} is damaged: {error}. Load another checkpoint of the run.") from None
+        return
+    check_file(path)
+
+
+def _begins_like_a_zip(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(4) == b"PK\x03\x04"
 
 
 def newest_last(directory: Path, name: str, warn: Callable[[str], None]) -> Path | None:

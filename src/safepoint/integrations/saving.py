@@ -8,9 +8,8 @@ loggers that read them.
 
 from __future__ import annotations
 
-import os
 import weakref
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import timedelta
@@ -21,11 +20,12 @@ from torch import Tensor, tensor
 
 from safepoint.errors import ConfigurationError, MissingMetricError
 from safepoint.integrations.framework import Framework
+from safepoint.integrations.resume import local_path
 from safepoint.integrations.top_k import TopK
 from safepoint.keep import All, Latest, PreservationPolicy
 from safepoint.naming import first_free, render
 from safepoint.records import Record
-from safepoint.run import Proposed, Run, Snapshot
+from safepoint.run import Proposed, Run, Settled, Snapshot
 from safepoint.writer import Names
 
 _SHOWN = (
@@ -98,6 +98,8 @@ class Saving:
     _resumed_from: Path | None
     _scores: dict[Path, Tensor]
     _durable_last: str
+    _lasts: dict[str, str]
+    _untold: int
     _plugin_named: bool
 
     def _save(self, trainer: Any, reason: str, *, last: bool, top_k: bool = True, loose: bool = False) -> None:
@@ -147,7 +149,7 @@ class Saving:
         if proposed is not None:
             self._show(proposed[0].records, moment)
         if last is not None:
-            self.last_model_path = str(self._runs.directory / last)
+            self.last_model_path = self._lasts[names.name] = str(self._runs.directory / last)
         try:
             self._hand_over(trainer, moment, names, proposed)
         except BaseException:
@@ -167,12 +169,8 @@ class Saving:
             taken = True
             run.save(checkpoint, self._snapshot(moment), names, proposed)
 
-        path = str(run.directory / names.name)
-        if self.framework.takes_over(strategy.checkpoint_io):
-            with self.framework.redirected(strategy, sink):
-                trainer.save_checkpoint(path, self.save_weights_only)
-        else:
-            trainer.save_checkpoint(path, self.save_weights_only)
+        with self.framework.handed_to(strategy, sink):
+            trainer.save_checkpoint(str(run.directory / names.name), self.save_weights_only)
         if not strategy.broadcast(taken):
             self._finish_their_write(trainer, names, proposed)
         if not taken and proposed is not None:
@@ -183,7 +181,7 @@ class Saving:
         directory = self._runs.directory
         if not self._plugin_named:
             self._plugin_named = True
-            writer = type(trainer.strategy.checkpoint_io).__name__
+            writer = type(trainer.strategy.checkpoint_io.configured).__name__
             self.framework.warn(
                 f"{type(trainer.strategy).__name__} with {writer} writes checkpoints itself: they are written as it "
                 "does that, while training waits, and safepoint cannot verify them."
@@ -193,7 +191,8 @@ class Saving:
         released = () if proposed is None else proposed[1].released
         for old in (*(record.path for record in released), *(directory / name for name in names.obsolete)):
             trainer.strategy.remove_checkpoint(str(old))
-        self._notify(trainer, [names])
+        self._untold += 1
+        self._notify(trainer)
 
     def _names(self, name: str | None, last: str | None) -> Names:
         """Return all names of the checkpoint, and the name of the ``last`` that it makes obsolete."""
@@ -212,8 +211,8 @@ class Saving:
 
     def _obsolete_last(self, names: Collection[Path]) -> tuple[str, ...]:
         """Return the name of the ``last`` before this one, unless it is among ``names`` or not this run's to remove."""
-        directory, old = self._runs.directory, local_path(self.last_model_path)
-        if old is None or old in names or old in self._protected() or not old.is_relative_to(directory):
+        directory, old = self._runs.directory, Path(self.last_model_path)
+        if not self.last_model_path or old in names or old in self._protected() or not old.is_relative_to(directory):
             return ()
         return (old.relative_to(directory).as_posix(),)
 
@@ -272,24 +271,23 @@ class Saving:
 
     def _protected(self) -> dict[Path, str]:
         """Return what this run must not remove, whatever its policy: what it came from, and what lies elsewhere."""
-        directory = self._runs.directory
-        protected = {
-            record.path: "lies outside of dirpath"
-            for record in self._runs.ledger.records
-            if not record.path.is_relative_to(directory)
+        paths = {record.path for record in self._runs.ledger.records}
+        paths |= {Path(path) for path in (self.last_model_path, self.best_model_path) if path}
+        outside = {path for path in paths if not path.is_relative_to(self._runs.directory)}
+        origin = {path for path in paths if self._resumed_from == local_path(path)}
+        return {
+            **dict.fromkeys(outside, "lies outside of dirpath"),
+            **dict.fromkeys(origin, "the run was resumed from it"),
         }
-        if self._resumed_from is not None:
-            protected[self._resumed_from] = "the run was resumed from it"
-        return protected
 
     def _show(self, records: Sequence[Record], moment: Moment | None = None) -> None:
         """Set the public attributes to what ``records`` say; of the newest, the score as it was logged."""
         selected = self._policy.select(records)
         records = [record for record in records if record.path in selected]
-        if not records:
-            return
-        if self.monitor is None:
-            self.best_model_path = str(records[-1].path)
+        if self.monitor is None or not records:
+            self.best_model_path = str(records[-1].path) if records else ""
+            self.best_model_score, self.best_k_models, self.kth_best_model_path = None, {}, ""
+            self.kth_value = tensor(math.inf if self.mode == "min" else -math.inf)
             return
         ranking = self._ranking
         if moment is not None:
@@ -307,6 +305,8 @@ class Saving:
     def _moment(self, trainer: Any, reason: str) -> Moment:
         tensors = {name: _copied(value) for name, value in trainer.callback_metrics.items()}
         metrics = {name: number(value) for name, value in tensors.items()}
+        counts = {"epoch": trainer.current_epoch, "step": trainer.global_step}
+        metrics |= {name: count for name, count in counts.items() if name == self.monitor and name not in metrics}
         return Moment(trainer.global_step, trainer.current_epoch, tensors, metrics, reason)
 
     def _tell(self, moment: Moment, names: Names, proposed: Proposed | None) -> None:
@@ -328,33 +328,33 @@ class Saving:
     # What has become of it.
 
     def _settle(self, trainer: Any) -> None:
-        self._taken_in(trainer, self._runs.settle)
+        self._take_in(trainer, self._runs.settle())
 
     def _wait(self, trainer: Any) -> None:
-        self._taken_in(trainer, self._runs.wait)
+        self._take_in(trainer, self._runs.wait())
 
-    def _taken_in(self, trainer: Any, settle: Callable[[], list[Names]]) -> None:
-        """Let the run take in what the background has done; if a save failed, show what is there without it."""
-        pending = self._runs.ledger.pending
-        try:
-            durable = settle()
-        finally:
-            if pending - self._runs.ledger.pending - {record.path for record in self._runs.ledger.records}:
-                self._show(self._runs.ledger.records)
-                self.last_model_path = self._durable_last
-        self._notify(trainer, durable)
+    def _take_in(self, trainer: Any, settled: Settled) -> None:
+        """Show what is there without what failed, tell the loggers, and raise what went wrong.
 
-    def _notify(self, trainer: Any, durable: Sequence[Names]) -> None:
+        The loggers look at the public attributes, which name what is pending, too: they are told when nothing is.
+        """
+        for names in (*settled.durable, *settled.failed):
+            last = self._lasts.pop(names.name, None)
+            self._durable_last = last if last is not None and names in settled.durable else self._durable_last
+        if settled.failed:
+            self._show(self._runs.ledger.records)
+            self.last_model_path = self._durable_last
+        self._untold += len(settled.durable)
+        if self._runs.idle:
+            self._notify(trainer)
+        self._runs.report(settled)
+
+    def _notify(self, trainer: Any) -> None:
         """Tell the loggers, once for each checkpoint that has become durable."""
-        for names in durable:
-            directory = str(self._runs.directory)
-            if self.last_model_path in {
-                os.path.join(directory, n) for n in (names.name, *names.links, *names.symlinks)
-            }:
-                self._durable_last = self.last_model_path
-            if trainer.is_global_zero:
-                for logger in trainer.loggers:
-                    logger.after_save_checkpoint(weakref.proxy(self))
+        untold, self._untold = self._untold, 0
+        if trainer.is_global_zero:
+            for logger in trainer.loggers * untold:
+                logger.after_save_checkpoint(weakref.proxy(self))
 
     @contextmanager
     def _in_the_frameworks_words(self) -> Iterator[None]:
@@ -363,13 +363,6 @@ class Saving:
             yield
         except ConfigurationError as error:
             raise self.framework.misconfiguration(str(error)) from error
-
-
-def local_path(path: Any) -> Path | None:
-    """Return a local path as it is in the ledger, ``None`` for nothing or for another kind of address."""
-    if not path or "://" in str(path):
-        return None
-    return Path(os.path.realpath(os.path.expanduser(path)))
 
 
 def _copied(value: Any) -> Any:

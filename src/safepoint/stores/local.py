@@ -84,8 +84,11 @@ class LocalStore:
 def check_directory(directory: Path, *, owner: str) -> None:
     """Raise a ConfigurationError if checkpoints cannot be written to ``directory``; touches nothing."""
     existing = directory
-    while not existing.exists() and existing != existing.parent:
-        existing = existing.parent
+    try:
+        while not existing.exists() and existing != existing.parent:
+            existing = existing.parent
+    except PermissionError as error:
+        raise ConfigurationError(f"{owner}={str(directory)!r}: {existing} cannot be reached ({error}).") from None
     if not existing.is_dir():
         raise ConfigurationError(f"{owner}={str(directory)!r}: {existing} is a file; give a directory.")
     if not os.access(existing, os.W_OK | os.X_OK, effective_ids=os.access in os.supports_effective_ids):

@@ -1,0 +1,342 @@
+"""The decisions of a run: when to save, and what stays."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from safepoint import keep, when
+from safepoint.keep import PreservationPolicy
+from safepoint.records import Event, EventKind, Fate, Plan, Record, Save, Skip
+from safepoint.schedule import Ledger, Proposal, ScheduleState, decide, plan_retention
+
+START = ScheduleState((0, 0, 0), 0.0)
+NOTHING: dict[Path, str] = {}
+
+
+def _event(kind: EventKind, step: int = 0, *, epoch: int = 0, time_s: float = 0.0) -> Event:
+    return Event(kind, step, epoch, (step, epoch, step), time_s)
+
+
+def _record(name: str, time: float, *, pinned: bool = False, **metrics: float) -> Record:
+    path = Path(f"{name}.ckpt")
+    return Record(path, int(time), 0, metrics, time=time, size_bytes=0, reasons=("test",), pinned=pinned)
+
+
+def _paths(*names: str) -> list[Path]:
+    return [Path(f"{name}.ckpt") for name in names]
+
+
+def _saved(policy: PreservationPolicy, *records: Record) -> Ledger:
+    """Return the ledger of a run in which every save became durable."""
+    ledger = Ledger()
+    for record in records:
+        ledger, proposal = ledger.propose(record, policy)
+        ledger = ledger.committed(proposal, size_bytes=7)
+    return ledger
+
+
+def _names(ledger: Ledger) -> list[str]:
+    return [record.path.stem for record in ledger.records]
+
+
+# decide
+
+
+def test_decide_saves_when_the_policy_is_due() -> None:
+    """A due save carries the policy's reason, and the next one counts from here."""
+    event = _event(EventKind.STEP, 10, time_s=5.0)
+    assert decide(when.every(steps=10), START, event) == (ScheduleState((10, 0, 10), 5.0), Save(("every 10 steps",)))
+
+
+def test_decide_skips_when_nothing_is_due() -> None:
+    """Nothing due: the state stays as it is, and the decision says so."""
+    assert decide(when.every(steps=10), START, _event(EventKind.STEP, 9, time_s=5.0)) == (START, Skip("nothing is due"))
+
+
+def test_decide_always_saves_on_request() -> None:
+    """A request saves whatever the policy says, even where nothing has changed since the last save."""
+    state, decision = decide(when.train_end(), START, _event(EventKind.REQUEST, time_s=3.0))
+    assert decision == Save(("requested",))
+    assert state == ScheduleState((0, 0, 0), 3.0)
+
+
+def test_decide_saves_at_train_end_what_is_not_saved() -> None:
+    """A run that has moved on since its last save is saved at the end of training."""
+    state = ScheduleState((10, 0, 10), 0.0)
+    assert decide(when.train_end(), state, _event(EventKind.TRAIN_END, 12))[1] == Save(("train end",))
+
+
+def test_decide_does_not_save_the_same_position_twice() -> None:
+    """The end of training right after a save saves nothing again, and says why."""
+    policy = when.every(steps=10) | when.train_end()
+    state, _ = decide(policy, START, _event(EventKind.STEP, 10))
+    assert decide(policy, state, _event(EventKind.TRAIN_END, 10)) == (state, Skip("step 10 is already saved"))
+
+
+def test_decide_does_not_save_an_empty_run() -> None:
+    """A run without a single step has nothing to save at its end."""
+    assert decide(when.train_end(), START, _event(EventKind.TRAIN_END)) == (START, Skip("no step was made"))
+
+
+def test_decide_without_train_end_policy_leaves_the_end_alone() -> None:
+    """Where the policy does not ask for it, the end of training is no reason to save."""
+    assert decide(when.every(steps=10), START, _event(EventKind.TRAIN_END, 7))[1] == Skip("nothing is due")
+
+
+def test_decide_counts_time_from_the_last_save_of_any_kind() -> None:
+    """A save for another reason starts the time interval afresh."""
+    policy = when.every(steps=2) | when.every(seconds=10)
+    state, _ = decide(policy, START, _event(EventKind.STEP, 2, time_s=8.0))
+    assert decide(policy, state, _event(EventKind.STEP, 3, time_s=12.0))[1] == Skip("nothing is due")
+    assert decide(policy, state, _event(EventKind.STEP, 5, time_s=18.0))[1] == Save(("every 10 s",))
+
+
+# plan_retention
+
+
+def test_plan_gives_every_record_one_place_and_one_reason() -> None:
+    """What the policy selects stays, the rest goes, each with its reason."""
+    records = [_record("a", 1, loss=1.0), _record("b", 2, loss=2.0), _record("c", 3, loss=3.0)]
+    assert plan_retention(keep.best("loss"), records, protected=NOTHING, superseded=NOTHING) == Plan(
+        keep={Path("a.ckpt"): "best by loss (1)", Path("c.ckpt"): "the newest is never removed"},
+        remove={Path("b.ckpt"): "not the best by loss (2)"},
+    )
+
+
+def test_plan_never_removes_the_newest() -> None:
+    """The newest record stays even if it is the worst or not measured at all."""
+    records = [_record("a", 1, loss=1.0), _record("b", 2, loss=math.nan)]
+    plan = plan_retention(keep.best("loss"), records, protected=NOTHING, superseded=NOTHING)
+    assert plan.keep[Path("b.ckpt")] == "the newest is never removed"
+    assert plan.remove == {}
+
+
+def test_plan_never_removes_a_pinned_record() -> None:
+    """A pinned record stays, and says that this is why."""
+    records = [_record("a", 1, pinned=True), _record("b", 2)]
+    plan = plan_retention(keep.latest(), records, protected=NOTHING, superseded=NOTHING)
+    assert plan.keep[Path("a.ckpt")] == "pinned"
+
+
+def test_plan_never_removes_what_is_protected() -> None:
+    """The record that the run was resumed from stays, even where a later save of the same step supersedes it."""
+    records, resumed = [_record("a", 1), _record("b", 2)], Path("a.ckpt")
+    for superseded in (NOTHING, {resumed: "superseded"}):
+        plan = plan_retention(keep.latest(), records, protected={resumed: "resumed from"}, superseded=superseded)
+        assert plan.keep[resumed] == "resumed from"
+
+
+def test_plan_says_the_policy_reason_where_both_hold() -> None:
+    """A record that the policy wants anyway says so, whatever protects it besides."""
+    records = [_record("a", 1, pinned=True)]
+    plan = plan_retention(keep.latest(), records, protected={Path("a.ckpt"): "resumed from"}, superseded=NOTHING)
+    assert plan.keep == {Path("a.ckpt"): "the latest"}
+
+
+def test_plan_does_not_count_what_is_superseded() -> None:
+    """A superseded record takes no place from another, and goes for the reason given."""
+    records = [_record("a", 1), _record("b", 2), _record("c", 3)]
+    plan = plan_retention(keep.latest(2), records, protected=NOTHING, superseded={Path("b.ckpt"): "superseded by c"})
+    assert list(plan.keep) == _paths("a", "c")
+    assert plan.remove == {Path("b.ckpt"): "superseded by c"}
+
+
+def test_plan_ignores_what_protects_records_that_are_not_there() -> None:
+    """A protected path without a record is not in the plan."""
+    plan = plan_retention(keep.all(), [_record("a", 1)], protected={Path("gone.ckpt"): "resumed"}, superseded=NOTHING)
+    assert list(plan.keep) == _paths("a")
+
+
+def test_plan_of_nothing_is_empty() -> None:
+    """No records, no plan, no error."""
+    assert plan_retention(keep.latest(), [], protected=NOTHING, superseded=NOTHING) == Plan(keep={}, remove={})
+
+
+@given(
+    st.lists(st.tuples(st.floats(), st.booleans(), st.booleans(), st.booleans()), max_size=8),
+    st.sampled_from([keep.best("loss"), keep.latest(2), keep.best("loss", 2) | keep.every(steps=3), keep.all()]),
+)
+def test_plan_holds_the_invariants_for_any_records(
+    rows: list[tuple[float, bool, bool, bool]], policy: PreservationPolicy
+) -> None:
+    """Each record is in exactly one half with a reason; the newest, pinned and protected ones are in the first."""
+    records = [_record(str(time), time, pinned=pinned, loss=loss) for time, (loss, pinned, _, _) in enumerate(rows)]
+    protected = {record.path: "resumed" for record, row in zip(records, rows, strict=True) if row[2]}
+    superseded = {record.path: "superseded" for record, row in zip(records, rows, strict=True) if row[3]}
+    plan = plan_retention(policy, records, protected=protected, superseded=superseded)
+    assert sorted([*plan.keep, *plan.remove]) == sorted(record.path for record in records)
+    assert all((*plan.keep.values(), *plan.remove.values()))
+    safe = {record.path for record in records if record.pinned} | protected.keys() | {r.path for r in records[-1:]}
+    assert safe <= plan.keep.keys()
+
+
+# Ledger
+
+
+def test_ledger_proposes_what_to_release() -> None:
+    """A proposal names the records that go once it is durable, and nothing is durable or gone before that."""
+    first = _saved(keep.latest(), _record("a", 1))
+    ledger, proposal = first.propose(_record("b", 2), keep.latest())
+    assert [record.path for record in proposal.released] == _paths("a")
+    assert proposal.replaced is None
+    assert ledger.pending == {Path("b.ckpt")}
+    assert _names(ledger) == ["b"]
+    assert ledger.durable == ()
+    assert _names(first) == ["a"]
+
+
+def test_ledger_commits_a_save_at_its_size() -> None:
+    """Once durable, the record is no longer pending and has its true size."""
+    ledger, proposal = Ledger().propose(_record("a", 1), keep.latest())
+    ledger = ledger.committed(proposal, size_bytes=4096)
+    assert ledger.pending == frozenset()
+    assert [record.size_bytes for record in ledger.durable] == [4096]
+
+
+def test_ledger_takes_back_what_could_not_be_removed() -> None:
+    """A record that is still there counts again, and is no longer told of as removed."""
+    ledger, proposal = _saved(keep.latest(), _record("a", 1)).propose(_record("b", 2), keep.latest())
+    ledger = ledger.committed(proposal, size_bytes=7, still_there=proposal.released)
+    assert _names(ledger) == ["a", "b"]
+    assert ledger.removed == ()
+
+
+def test_ledger_after_a_failure_is_what_it_was() -> None:
+    """A failed save leaves no record, and what it would have released is back, in its old place."""
+    before = _saved(keep.latest(2), _record("a", 1), _record("b", 2))
+    ledger, proposal = before.propose(_record("c", 3), keep.latest(2))
+    assert _names(ledger) == ["b", "c"]
+    after = ledger.failed(proposal)
+    assert after.records == before.records
+    assert after.pending == before.pending
+    assert after.removed == before.removed
+
+
+def test_ledger_replaces_a_record_of_the_same_path() -> None:
+    """A candidate takes the place of the record that has its path; that one is not released, it is overwritten."""
+    old, new = _record("a", 1, loss=1.0), _record("a", 2, loss=0.5)
+    ledger, proposal = _saved(keep.all(), old).propose(new, keep.all())
+    assert proposal.replaced is not None
+    assert proposal.replaced.time == old.time
+    assert proposal.released == ()
+    assert ledger.records == (new,)
+
+
+def test_ledger_takes_back_a_replaced_record_after_a_failure() -> None:
+    """If the save that was to replace a file fails, the file's old record counts again."""
+    before = _saved(keep.all(), _record("a", 1, loss=1.0))
+    ledger, proposal = before.propose(_record("a", 2, loss=0.5), keep.all())
+    assert ledger.failed(proposal).records == before.records
+
+
+def _two_pending() -> tuple[Ledger, Proposal, Proposal]:
+    """Return a ledger with ``x`` durable and two saves on their way: ``a`` releases ``x``, and ``b`` releases ``a``."""
+    policy = keep.best("loss")
+    ledger = _saved(policy, _record("x", 1, loss=3.0))
+    ledger, first = ledger.propose(_record("a", 2, loss=2.0), policy)
+    ledger, second = ledger.propose(_record("b", 3, loss=1.0), policy)
+    assert [record.path for record in (*first.released, *second.released)] == _paths("x", "a")
+    return ledger, first, second
+
+
+def test_ledger_forgets_a_failed_save_that_a_later_one_released() -> None:
+    """A save that failed is no record, also when a later one is durable and says that it could not remove it."""
+    ledger, first, second = _two_pending()
+    ledger = ledger.failed(first).committed(second, size_bytes=7, still_there=second.released)
+    assert _names(ledger) == ["x", "b"]
+    assert [fate.record.path for fate in ledger.history()] == _paths("x", "b")
+
+
+def test_ledger_forgets_two_failed_saves() -> None:
+    """After two failures, one of which was to release the other, only what is durable has a record."""
+    ledger, first, second = _two_pending()
+    ledger = ledger.failed(first).failed(second)
+    assert _names(ledger) == ["x"]
+    assert [fate.record.path for fate in ledger.history()] == _paths("x")
+
+
+def test_ledger_after_two_failed_replacements_has_the_first_record() -> None:
+    """Two saves that were to replace one file, and failed, leave the record of what is in the file."""
+    before = _saved(keep.all(), _record("a", 1, loss=3.0))
+    ledger, first = before.propose(_record("a", 2, loss=2.0), keep.all())
+    ledger, second = ledger.propose(_record("a", 3, loss=1.0), keep.all())
+    assert ledger.failed(first).failed(second).records == before.records
+
+
+def test_ledger_after_a_failed_and_a_good_replacement_has_the_last_record() -> None:
+    """If the first of two saves that replace one file fails, the file is the second one's."""
+    before = _saved(keep.all(), _record("a", 1, loss=3.0))
+    ledger, first = before.propose(_record("a", 2, loss=2.0), keep.all())
+    ledger, second = ledger.propose(_record("a", 3, loss=1.0), keep.all())
+    ledger = ledger.failed(first).committed(second, size_bytes=7)
+    assert [record.metrics["loss"] for record in ledger.records] == [1.0]
+    assert ledger.pending == frozenset()
+
+
+def test_ledger_after_a_good_and_a_failed_replacement_has_the_first_record_of_them() -> None:
+    """If the second of two saves that replace one file fails, the file is the first one's."""
+    before = _saved(keep.all(), _record("a", 1, loss=3.0))
+    ledger, first = before.propose(_record("a", 2, loss=2.0), keep.all())
+    ledger, second = ledger.propose(_record("a", 3, loss=1.0), keep.all())
+    ledger = ledger.committed(first, size_bytes=7)
+    assert [record.metrics["loss"] for record in ledger.failed(second).records] == [2.0]
+
+
+def test_ledger_tells_the_history_oldest_first() -> None:
+    """The history holds what stays and what went, each with its reason, in the order of saving."""
+    policy = keep.latest(1)
+    ledger = _saved(policy, _record("a", 1), _record("b", 2), _record("c", 3))
+    assert [(fate.record.path.stem, fate.kept, fate.reason) for fate in ledger.history()] == [
+        ("a", False, "not the latest"),
+        ("b", False, "not the latest"),
+        ("c", True, "the latest"),
+    ]
+
+
+def test_ledger_starts_with_what_an_earlier_run_left() -> None:
+    """A resumed run counts the records found, and goes on telling of those that were removed before."""
+    gone = Fate(_record("a", 1), kept=False, reason="not the latest")
+    ledger = Ledger(records=(_record("b", 2),), removed=(gone,))
+    ledger, proposal = ledger.propose(_record("c", 3), keep.latest())
+    assert [record.path for record in proposal.released] == _paths("b")
+    assert [fate.record.path for fate in ledger.history()] == _paths("a", "b", "c")
+
+
+@pytest.mark.parametrize("policy", [keep.latest(2), keep.best("loss"), keep.best("loss", 2) | keep.latest()])
+@given(outcomes=st.lists(st.tuples(st.floats(), st.sampled_from(["ok", "fails", "stays"])), max_size=10), lag=st.data())
+def test_ledger_counts_what_is_on_disk(
+    policy: PreservationPolicy, outcomes: list[tuple[float, str]], lag: st.DataObject
+) -> None:
+    """However saves end and however late that is known, the records at rest are the files that are there.
+
+    As in the writer, a save decided before an earlier failure was known removes nothing.
+    """
+    ledger, disk = Ledger(), set[Path]()
+    pending: list[tuple[Proposal, str]] = []
+    for time, (loss, outcome) in enumerate(outcomes, 1):
+        ledger, proposal = ledger.propose(_record(str(time), time, loss=loss), policy)
+        unknown_failure = any(earlier == "fails" for _, earlier in pending)
+        pending.append((proposal, "stays" if outcome == "ok" and unknown_failure else outcome))
+        while pending and (len(pending) > 2 or lag.draw(st.booleans())):
+            ledger = _settled(ledger, disk, *pending.pop(0))
+    for entry in pending:
+        ledger = _settled(ledger, disk, *entry)
+    assert {record.path for record in ledger.records} == disk
+    assert ledger.pending == frozenset()
+    assert {fate.record.path for fate in ledger.history() if fate.kept} == disk
+
+
+def _settled(ledger: Ledger, disk: set[Path], proposal: Proposal, outcome: str) -> Ledger:
+    """Do on ``disk`` what the writer does, and tell the ledger as the run does."""
+    if outcome == "fails":
+        return ledger.failed(proposal)
+    disk.add(proposal.record.path)
+    if outcome == "stays":
+        return ledger.committed(proposal, 7, still_there=proposal.released)
+    disk.difference_update(record.path for record in proposal.released)
+    return ledger.committed(proposal, 7)
