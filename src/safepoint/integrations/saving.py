@@ -8,6 +8,7 @@ loggers that read them.
 
 from __future__ import annotations
 
+import math
 import weakref
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
