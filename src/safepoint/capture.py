@@ -24,9 +24,6 @@ PICKLE_PROTOCOL = 2
 """The protocol of ``torch.save``, and the one that its ``weights_only`` unpickler knows."""
 
 
-_UNPICKLABLE = (pickle.PicklingError, TypeError, AttributeError, NotImplementedError, RuntimeError, RecursionError)
-
-
 @dataclass(frozen=True, slots=True)
 class Capture:
     """A state: its pickle, the live storages that it refers to by number, and the tensors found in it by path."""
@@ -50,26 +47,42 @@ def capture(state: object) -> Capture:
             # Tensors still hand TypedStorage to every pickler, torch.save's own included.
             warnings.filterwarnings("ignore", "TypedStorage is deprecated", UserWarning)
             pickler.dump(state)
-    except _UNPICKLABLE as error:
+    except (CaptureError, MemoryError):
+        raise
+    except Exception as error:  # a __reduce__ or __getstate__ in the state raises what it likes
         raise CaptureError(
             f"{_culprit(state)} cannot be pickled: {error}. Take it out of the state, or give it a state_dict()."
         ) from error
     return Capture(buffer.getvalue(), tuple(pickler.storages), tuple(_described(state, pickler.keys)))
 
 
-def _culprit(state: object, path: str = "the state") -> str:
-    """Return the path of the innermost entry of ``state`` that cannot be pickled."""
-    items: Iterable[tuple[object, object]] = ()
-    if isinstance(state, Mapping):
-        items = state.items()
-    elif isinstance(state, list | tuple):
-        items = enumerate(state)
-    for key, value in items:
-        try:
-            _Pickler(io.BytesIO()).dump(value)
-        except _UNPICKLABLE:
-            return _culprit(value, f"{path}[{key!r}]")
-    return path
+def _culprit(state: object) -> str:
+    """Return the path of the innermost entry of ``state`` that cannot be pickled, or is nested too deep for it."""
+    path = "the state"
+    while True:
+        for key, value in _entries(state):
+            error = _failure(value)
+            if error is not None:
+                state, path = value, f"{path}[{key!r}]"
+                break
+        else:
+            return path
+        if isinstance(error, RecursionError):
+            return path
+
+
+def _entries(value: object) -> Iterable[tuple[object, object]]:
+    if isinstance(value, Mapping):
+        return value.items()
+    return enumerate(value) if isinstance(value, list | tuple) else ()
+
+
+def _failure(value: object) -> Exception | None:
+    try:
+        _Pickler(io.BytesIO()).dump(value)
+    except Exception as error:  # noqa: BLE001 - as in capture
+        return error
+    return None
 
 
 class _Pickler(pickle.Pickler):

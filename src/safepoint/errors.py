@@ -38,8 +38,14 @@ class MissingMetricError(ConfigurationError):
     def __init__(self, metric: str, asked_by: str, present: Iterable[str], remedy: str) -> None:
         self.metric = metric
         self.present = tuple(sorted(present))
+        self._wording = (asked_by, remedy)
         there = ", ".join(repr(name) for name in self.present) or "none at all"
         super().__init__(f"{asked_by} needs the metric {metric!r}, and the metrics given are: {there}. {remedy}")
+
+    def __reduce__(self) -> tuple[type[MissingMetricError], tuple[str, str, tuple[str, ...], str]]:
+        """Let the error reach another process, with all it was made of."""
+        asked_by, remedy = self._wording
+        return type(self), (self.metric, asked_by, self.present, remedy)
 
 
 class CaptureError(SafepointError):

@@ -86,5 +86,5 @@ def _fields(template: str, owner: str) -> list[tuple[str, str | None, str]]:
 def _formatted(value: float, spec: str, template: str, owner: str) -> str:
     try:
         return format(value, spec)
-    except ValueError as error:
+    except (ValueError, OverflowError) as error:
         raise ConfigurationError(f"{owner}={template!r}: {value!r} cannot be written as {spec!r} ({error}).") from None

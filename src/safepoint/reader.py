@@ -6,6 +6,7 @@ line answers at once; ``restore`` is where tensors are loaded.
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 import struct
@@ -73,6 +74,11 @@ def _manifest_bytes(file: BinaryIO) -> bytes:
         raise NotACheckpointError("it holds no Safepoint manifest: another program wrote it") from None
     except _ZIP_ERRORS as error:
         raise NotACheckpointError(f"no whole zip archive ({error}): cut off, damaged, or no checkpoint") from None
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
+        # A damaged offset sent the reader to before the beginning.
+        raise NotACheckpointError("no whole zip archive (an offset in it leads outside): damaged") from None
 
 
 def _problems(file: BinaryIO, manifest: Manifest, manifest_bytes: bytes) -> Iterator[str]:

@@ -88,14 +88,15 @@ class Ledger:
 
     ``records``: what is to be on disk once every pending save is durable, oldest first; ``pending``: the paths that are
     not durable yet; ``removed``: what was let go, with reasons, oldest first; ``kept``: the reasons of the last plan;
-    ``lost``: the saves that failed, by path and time, which no plan made before can bring back.
+    ``lost``: the saves that failed, by path and time, which no plan made before can bring back, and what each was to
+    replace.
     """
 
     records: tuple[Record, ...] = ()
     pending: frozenset[Path] = frozenset()
     removed: tuple[Fate, ...] = ()
     kept: Mapping[Path, str] = field(default_factory=dict)
-    lost: frozenset[tuple[Path, float]] = frozenset()
+    lost: Mapping[tuple[Path, float], Record | None] = field(default_factory=dict)
 
     @property
     def durable(self) -> tuple[Record, ...]:
@@ -135,21 +136,24 @@ class Ledger:
 
         ``still_there`` are those of ``proposal.released`` that were not removed after all.
         """
-        path = proposal.record.path
-        records = tuple(replace(r, size_bytes=size_bytes) if r.path == path else r for r in self.records)
-        return replace(self, records=records, pending=self.pending - {path}).with_back(still_there)
+        done = _key(proposal.record)
+        records = tuple(replace(r, size_bytes=size_bytes) if _key(r) == done else r for r in self.records)
+        return replace(self, records=records, pending=self._pending_without(proposal.record)).with_back(still_there)
 
     def failed(self, proposal: Proposal) -> Ledger:
         """Return the ledger without the proposal's record, and with what it let go back in."""
-        gone = (proposal.record.path, proposal.record.time)
-        back = proposal.released if proposal.replaced is None else (*proposal.released, proposal.replaced)
+        gone = _key(proposal.record)
+        lost = {**self.lost, gone: proposal.replaced}
+        replaced = proposal.replaced
+        while replaced is not None and _key(replaced) in lost:
+            replaced = lost[_key(replaced)]
         return replace(
             self,
-            records=tuple(record for record in self.records if (record.path, record.time) != gone),
-            removed=tuple(fate for fate in self.removed if (fate.record.path, fate.record.time) != gone),
-            pending=self.pending - {proposal.record.path},
-            lost=self.lost | {gone},
-        ).with_back(back)
+            records=tuple(record for record in self.records if _key(record) != gone),
+            removed=tuple(fate for fate in self.removed if _key(fate.record) != gone),
+            pending=self._pending_without(proposal.record),
+            lost=lost,
+        ).with_back(proposal.released if replaced is None else (*proposal.released, replaced))
 
     def history(self) -> tuple[Fate, ...]:
         """Return every checkpoint of the run, oldest first, and what became of it."""
@@ -157,11 +161,25 @@ class Ledger:
         return tuple(sorted((*self.removed, *present), key=lambda fate: fate.record.time))
 
     def with_back(self, back: Sequence[Record]) -> Ledger:
-        """Return the ledger with ``back`` among its records again: they are still there, unless their saves failed."""
-        back = [record for record in back if (record.path, record.time) not in self.lost]
-        returned = {record.path for record in back}
-        rest = tuple(record for record in self.records if record.path not in returned)
-        records = tuple(sorted((*rest, *back), key=lambda record: record.time))
+        """Return the ledger with ``back`` among its records again.
+
+        They are still there, unless their own saves failed, or a later save has their name now.
+        """
+        held = {record.path for record in self.records}
+        back = [record for record in back if _key(record) not in self.lost and record.path not in held]
+        returned = {_key(record) for record in back}
         return replace(
-            self, records=records, removed=tuple(fate for fate in self.removed if fate.record.path not in returned)
+            self,
+            records=tuple(sorted((*self.records, *back), key=lambda record: record.time)),
+            removed=tuple(fate for fate in self.removed if _key(fate.record) not in returned),
         )
+
+    def _pending_without(self, settled: Record) -> frozenset[Path]:
+        """Return what is pending once ``settled`` is not; its path still is if a later save has it."""
+        later = any(record.path == settled.path and record.time != settled.time for record in self.records)
+        return self.pending if later else self.pending - {settled.path}
+
+
+def _key(record: Record) -> tuple[Path, float]:
+    """Return what tells one save from another of the same name."""
+    return record.path, record.time

@@ -18,7 +18,7 @@ LONGEST_LIFE_S = 0.5
 
 
 def train_and_kill(script: Path, directory: Path, life_s: float) -> tuple[int, int]:
-    """Start ``script``, SIGKILL it ``life_s`` after it began to train; return the steps it resumed at and acknowledged."""
+    """Start ``script``, SIGKILL it ``life_s`` after it began to train; return the steps resumed at and acknowledged."""
     process = subprocess.Popen(
         [sys.executable, str(script), str(directory)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )

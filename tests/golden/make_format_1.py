@@ -1,4 +1,4 @@
-"""Write the golden file of format version 1. Run once, by hand, when the format was fixed; kept to show what is in it."""
+"""Write the golden file of format version 1: run once, when the format was fixed; kept to show what is in it."""
 
 from __future__ import annotations
 

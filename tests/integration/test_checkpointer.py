@@ -112,7 +112,7 @@ def test_save_saves_now_and_a_pinned_one_stays(tmp_path: Path) -> None:
             checkpointer.step()
             checkpointer.save()
         checkpointer.wait()
-        assert [record.path for record in checkpointer.records()][0] == pinned
+        assert next(record.path for record in checkpointer.records()) == pinned
     assert names(tmp_path) == ["epoch=0-step=1.ckpt", "epoch=0-step=4.ckpt"]
     assert [record.pinned for record in _records(tmp_path)] == [True, False]
 
@@ -284,7 +284,7 @@ def test_metrics_may_be_tensors_and_let_go_of_their_graph(tmp_path: Path) -> Non
 
 
 def test_error_in_the_loop_is_not_hidden_and_pending_saves_finish(tmp_path: Path) -> None:
-    """An error in the loop comes out as it is; what was being saved becomes durable; no end-of-training save is made."""
+    """An error in the loop comes out as it is; what was being saved becomes durable; no train-end save is made."""
     training = Training()
     policy = when.every(steps=2) | when.train_end()
     with (

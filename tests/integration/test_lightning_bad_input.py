@@ -198,7 +198,7 @@ def test_state_that_cannot_be_saved_is_an_error_in_the_hook(framework: Framework
                 checkpoint["unsafe"] = lambda: 0
 
     callback = framework.ModelCheckpoint(dirpath=tmp_path, filename="{epoch}", monitor="val_loss", save_last=True)
-    with pytest.raises(safepoint.CaptureError, match=r"cannot be pickled: .*lambda.*Take that object out"):
+    with pytest.raises(safepoint.CaptureError, match=r"cannot be pickled: .*lambda.*Take it out"):
         fit(framework, Unsafe(), callback)
     assert listing(tmp_path) == ["epoch=0.ckpt", "last.ckpt"]
     assert shown(callback)["best_model_path"] == "epoch=0.ckpt"

@@ -36,6 +36,7 @@ TORCH = {
     "run",
     "integrations.model_checkpoint",
     "integrations.saving",
+    "integrations.top_k",
 }
 FRAMEWORKS = {"lightning", "pytorch_lightning"}
 THREADS = {"writer", "staging", "stores.memory"}
@@ -53,7 +54,7 @@ TORCH_FREE = (
     "cli",
     "cli.app",
 )
-PURE_TESTS = ("when", "keep", "schedule", "naming", "manifest", "image", "top_k")
+PURE_TESTS = ("when", "keep", "schedule", "naming", "manifest", "image")
 
 
 @dataclass(frozen=True)

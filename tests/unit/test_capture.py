@@ -204,7 +204,7 @@ def test_capture_refuses_what_cannot_be_pickled(make: Callable[[], Any]) -> None
 
 
 def _draws() -> tuple[float, float, float]:
-    legacy = np.random.random()  # noqa: NPY002 - the global generator is what training code uses
+    legacy = np.random.random()
     return random.random(), float(legacy), float(torch.rand(()))
 
 

@@ -364,6 +364,10 @@ class Bed:
         state = {"a": torch.ones(2)} if state is None else state
         self.run.save(state, snapshot, Names(name, replace=replace), proposed)
 
+    def wait(self) -> None:
+        """Wait for everything queued, and raise or warn of what went wrong."""
+        self.run.report(self.run.wait())
+
     @property
     def records(self) -> dict[str, dict[str, float]]:
         """The names and metrics of the ledger's records."""
@@ -389,14 +393,14 @@ def test_run_counts_no_checkpoint_that_was_not_written(make_bed: Callable[..., B
     """Two saves fail, of which one was to let go the other: only what is in the store has a record."""
     bed = make_bed(keep.best("loss"), on_error="warn")
     bed.save("x", loss=3.0)
-    bed.run.wait()
+    bed.wait()
     bed.store.failures = {("write", "a"): FULL, ("write", "b"): FULL}
     bed.store.gate.clear()
     bed.save("a", loss=2.0)
     bed.save("b", loss=1.0)
     bed.store.gate.set()
     with pytest.warns(RuntimeWarning, match="was not saved"):
-        bed.run.wait()
+        bed.wait()
     assert sorted(bed.store.files) == ["x"]
     assert bed.records == {"x": {"loss": 3.0}}
 
@@ -410,10 +414,10 @@ def test_run_never_removes_the_best_for_one_that_was_not_written(make_bed: Calla
     bed.save("b", loss=1.0)
     bed.store.gate.set()
     with pytest.warns(RuntimeWarning, match="was not saved"):
-        bed.run.wait()
+        bed.wait()
     bed.save("c", loss=3.0)
     bed.save("d", loss=4.0)
-    bed.run.wait()
+    bed.wait()
     assert sorted(bed.store.files) == ["c", "d"]
 
 
@@ -422,7 +426,7 @@ def test_run_keeps_apart_two_pending_saves_of_one_name(make_bed: Callable[..., B
     """Two saves to one name on their way at once: the record is that of the one that is in the file in the end."""
     bed = make_bed(keep.all(), on_error="warn")
     bed.save("a", loss=3.0)
-    bed.run.wait()
+    bed.wait()
     bed.store.gate.clear()
     if failing == "first":
         bed.store.failures = {("write", "a"): FULL}
@@ -431,9 +435,9 @@ def test_run_keeps_apart_two_pending_saves_of_one_name(make_bed: Callable[..., B
     bed.store.gate.set()
     if failing == "first":
         with pytest.warns(RuntimeWarning, match="was not saved"):
-            bed.run.wait()
+            bed.wait()
     else:
-        bed.run.wait()
+        bed.wait()
     assert bed.records == {"a": {"loss": 1.0}}
     assert bed.run.ledger.pending == frozenset()
     assert bed.run.ledger.records[0].size_bytes == len(bed.store.files["a"])
@@ -445,9 +449,9 @@ def test_run_raises_a_failure_once_with_its_cause(make_bed: Callable[..., Bed]) 
     bed.store.failures = {("write", "a"): FULL}
     bed.save("a")
     with pytest.raises(SaveError, match=r"a was not saved: .*No space left.*nothing was removed") as caught:
-        bed.run.wait()
+        bed.wait()
     assert caught.value.__cause__ is FULL
-    assert bed.run.wait() == []
+    assert bed.run.wait().errors == ()
 
 
 def test_run_tells_all_failures_in_one_error(make_bed: Callable[..., Bed]) -> None:
@@ -459,7 +463,7 @@ def test_run_tells_all_failures_in_one_error(make_bed: Callable[..., Bed]) -> No
     bed.save("b")
     bed.store.gate.set()
     with pytest.raises(SaveError, match="a was not saved") as caught:
-        bed.run.wait()
+        bed.wait()
     (note,) = caught.value.__notes__
     assert "b was not saved" in note
 
@@ -468,11 +472,11 @@ def test_run_says_that_a_checkpoint_is_saved_though_removal_failed(make_bed: Cal
     """A failed removal is told apart from a failed save, and what is still there has its record again."""
     bed = make_bed(keep.latest())
     bed.save("a")
-    bed.run.wait()
+    bed.wait()
     bed.store.failures = {("remove", "a"): PermissionError("read-only")}
     bed.save("b")
     with pytest.raises(SaveError, match="b is saved, but a could not be removed"):
-        bed.run.wait()
+        bed.wait()
     assert list(bed.records) == ["a", "b"]
 
 
@@ -480,11 +484,11 @@ def test_run_is_unchanged_by_a_state_that_cannot_be_captured(make_bed: Callable[
     """What cannot be captured changes neither ledger nor store, and takes no image."""
     bed = make_bed(keep.latest())
     bed.save("a")
-    bed.run.wait()
+    bed.wait()
     free = len(bed.run._pool._free)
     with pytest.raises(CaptureError):
         bed.save("b", state={"bad": lambda: None})
-    bed.run.wait()
+    bed.wait()
     assert list(bed.records) == ["a"]
     assert sorted(bed.store.files) == ["a"]
     assert len(bed.run._pool._free) == free
@@ -513,7 +517,7 @@ def test_run_blocks_where_told(make_bed: Callable[..., Bed]) -> None:
     bed = make_bed(keep.all(), blocking=True)
     bed.save("a")
     assert list(bed.store.files) == ["a"]
-    assert [names.name for names in bed.run.settle()] == ["a"]
+    assert [names.name for names in bed.run.settle().durable] == ["a"]
 
 
 def test_run_times_rise_strictly(make_bed: Callable[..., Bed], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,6 +12,7 @@ import errno
 import fcntl
 import os
 import secrets
+import stat
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -105,21 +106,25 @@ def clean(directory: Path) -> list[Path]:
     if not directory.is_dir():
         return removed
     for path in directory.iterdir():
-        if path.name.startswith(TEMPORARY_PREFIX) and _abandoned(path):
-            path.unlink(missing_ok=True)
+        if path.name.startswith(TEMPORARY_PREFIX) and _removed_if_abandoned(path):
             removed.append(path)
     return removed
 
 
-def _abandoned(path: Path) -> bool:
+def _removed_if_abandoned(path: Path) -> bool:
     if path.is_symlink():
+        path.unlink(missing_ok=True)
         return True
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
     except OSError:
         return False
     try:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            return False
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        # Under the lock: a writer that gets the lock after this finds its file gone, and makes another.
+        path.unlink(missing_ok=True)
     except OSError:
         return False
     finally:
@@ -147,8 +152,8 @@ def _locked_file(directory: Path) -> tuple[Path, int]:
         path = _temporary_path(directory)
         descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC, 0o666)
         with contextlib.suppress(OSError):  # a file system without locks: nobody cleans there either
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        # Between open and lock another process may have taken the file for abandoned.
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        # Between open and lock another process may have taken the file for abandoned; it is gone once we have the lock.
         if os.fstat(descriptor).st_nlink:
             return path, descriptor
         os.close(descriptor)
