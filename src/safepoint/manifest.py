@@ -130,7 +130,7 @@ def decode(data: bytes) -> Manifest:
                 f"written in format {head.format_version}; this Safepoint reads up to {FORMAT_VERSION}: upgrade it"
             )
         manifest = msgspec.json.decode(data, type=Manifest)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise NotACheckpointError(f"its manifest is malformed: {error}") from None
     if any(tensor.storage >= len(manifest.storages) for tensor in manifest.tensors):
         raise NotACheckpointError("its manifest is malformed: a tensor names a storage that is not there")

@@ -12,6 +12,7 @@ import platform
 import time
 import uuid
 import warnings
+from collections import deque
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, get_args
@@ -92,7 +93,7 @@ class Run:
         self._store = store or LocalStore(directory)
         self._pool = Pool(options.max_images)
         self._writer = Writer(self._store, self._pool)
-        self._proposals: dict[str, Proposal] = {}
+        self._proposals: deque[Proposal | None] = deque()  # of the jobs under way, in their order
         self._last_time = 0.0
 
     def adopt(self, identity: str, ledger: Ledger) -> None:
@@ -141,8 +142,8 @@ class Run:
         self.ledger = ledger
         released: tuple[str, ...] = ()
         if proposed is not None:
-            self._proposals[names.name] = proposed[1]
             released = tuple(self.name_of(gone) for gone in proposed[1].released)
+        self._proposals.append(None if proposed is None else proposed[1])
         self._writer.submit(Job(image, layout, manifest, names, (*released, *names.obsolete)))
         if self._options.blocking:
             self._writer.wait()
@@ -203,7 +204,7 @@ class Run:
         return record.path.relative_to(self.directory).as_posix()
 
     def _take_in(self, outcome: Outcome) -> None:
-        proposal = self._proposals.pop(outcome.job.names.name, None)
+        proposal = self._proposals.popleft()
         if proposal is None:
             return
         if outcome.durable:

@@ -7,7 +7,6 @@ later jobs were going to remove was decided in the belief that the failed one wo
 
 from __future__ import annotations
 
-import threading
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -80,19 +79,19 @@ class Writer:
         self._pool = pool
         self._executor: ThreadPoolExecutor | None = None
         self._futures: deque[Future[Outcome]] = deque()
-        self._removal_suspended = threading.Event()
+        self._failures = 0  # the writer thread's
+        self._failures_told = 0  # the training thread's
 
     def submit(self, job: Job) -> None:
         """Queue ``job``; its image belongs to the writer from now on."""
-        self._futures.append(self._thread().submit(self._run, job))
+        self._futures.append(self._thread().submit(self._run, job, self._failures_told))
 
     def outcomes(self) -> Iterator[Outcome]:
         """Take what became of the jobs that have ended since the last call, oldest first."""
         while self._futures and self._futures[0].done():
             outcome = self._futures[0].result()
             self._futures.popleft()
-            if outcome.error is not None:
-                self._resume_removal_after_pending()
+            self._failures_told += not outcome.durable
             yield outcome
 
     @property
@@ -117,19 +116,16 @@ class Writer:
             self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="safepoint-writer")
         return self._executor
 
-    def _resume_removal_after_pending(self) -> None:
-        """Allow removal again behind the jobs that were decided before the failure was known."""
-        self._thread().submit(self._removal_suspended.clear)
-
-    def _run(self, job: Job) -> Outcome:
+    def _run(self, job: Job, failures_told: int) -> Outcome:
+        """Do ``job``, decided when ``failures_told`` failures were known; it removes only if there were no more."""
         try:
             size_bytes = self._commit(job)
         except Exception as error:  # noqa: BLE001 - handed to the training thread, which raises it
-            self._removal_suspended.set()
+            self._failures += 1
             return Outcome(job, durable=False, size_bytes=0, error=error, still_there=job.remove)
         finally:
             self._pool.release(job.image)
-        if self._removal_suspended.is_set():
+        if failures_told < self._failures:
             return Outcome(job, durable=True, size_bytes=size_bytes, error=None, still_there=job.remove)
         return self._removed(job, size_bytes)
 

@@ -102,13 +102,10 @@ def clean(directory: Path) -> list[Path]:
     A living writer, in this process or in another, holds a lock on its own; so does one on another machine where the
     file system shares locks. Where locks are refused, nothing is removed.
     """
-    removed: list[Path] = []
     if not directory.is_dir():
-        return removed
-    for path in directory.iterdir():
-        if path.name.startswith(TEMPORARY_PREFIX) and _removed_if_abandoned(path):
-            removed.append(path)
-    return removed
+        return []
+    temporaries = [path for path in directory.iterdir() if path.name.startswith(TEMPORARY_PREFIX)]
+    return [path for path in temporaries if _removed_if_abandoned(path)]
 
 
 def _removed_if_abandoned(path: Path) -> bool:
