@@ -219,7 +219,9 @@ class Checkpointer:
         stem = render(self._filename, {"epoch": event.epoch, "step": event.step, **metrics})
         own = {record.path: record for record in self._run.ledger.records}
         same_step = {path for path, record in own.items() if record.step == event.step}
-        name = first_free(stem, lambda name: self.directory / name not in same_step and self._run.taken(name))
+        name = first_free(
+            stem, lambda name: self.directory / name not in same_step and self._run.taken(self.directory / name)
+        )
         snapshot = Snapshot(event.step, event.epoch, event.position, metrics, decision.reasons, pinned)
         proposed = self._run.ledger.propose(
             self._run.candidate(snapshot, name),

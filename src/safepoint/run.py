@@ -93,7 +93,7 @@ class Run:
         self._store = store or LocalStore(directory)
         self._pool = Pool(options.max_images)
         self._writer = Writer(self._store, self._pool)
-        self._proposals: deque[Proposal | None] = deque()  # of the jobs under way, in their order
+        self._under_way: deque[tuple[Names, Proposal | None]] = deque()  # of the jobs queued, in their order
         self._last_time = 0.0
 
     def adopt(self, identity: str, ledger: Ledger) -> None:
@@ -143,7 +143,7 @@ class Run:
         released: tuple[str, ...] = ()
         if proposed is not None:
             released = tuple(self.name_of(gone) for gone in proposed[1].released)
-        self._proposals.append(None if proposed is None else proposed[1])
+        self._under_way.append((names, None if proposed is None else proposed[1]))
         self._writer.submit(Job(image, layout, manifest, names, (*released, *names.obsolete)))
         if self._options.blocking:
             self._writer.wait()
@@ -194,17 +194,17 @@ class Run:
             first.add_note(str(other))
         raise first
 
-    def taken(self, name: str) -> bool:
-        """Tell whether a file of this name is there or on its way."""
-        path = self.directory / name
-        return path in self.ledger.pending or os.path.lexists(path)
+    def taken(self, path: Path) -> bool:
+        """Tell whether a file is there, or is on its way as one of this run's."""
+        on_its_way = (self.directory / name for names, _ in self._under_way for name in names.all)
+        return path in on_its_way or os.path.lexists(path)
 
     def name_of(self, record: Record) -> str:
         """Return the name of ``record`` relative to the directory."""
         return record.path.relative_to(self.directory).as_posix()
 
     def _take_in(self, outcome: Outcome) -> None:
-        proposal = self._proposals.popleft()
+        _, proposal = self._under_way.popleft()
         if proposal is None:
             return
         if outcome.durable:

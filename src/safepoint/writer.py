@@ -38,6 +38,11 @@ class Names:
     symlinks: tuple[str, ...] = ()
     obsolete: tuple[str, ...] = ()
 
+    @property
+    def all(self) -> tuple[str, ...]:
+        """Every name that it will have."""
+        return (self.name, *self.links, *self.symlinks)
+
 
 @dataclass(frozen=True, slots=True)
 class Job:

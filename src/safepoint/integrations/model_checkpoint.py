@@ -92,6 +92,7 @@ class ModelCheckpointBody(Saving):
         self._triggers = configuration.triggers(every_n_train_steps, train_time_interval, every_n_epochs)
         self._deferred: str | None = None
         self._run: Run | None = None
+        self._peers: list[Run] = []
         self._carried: tuple[str, Ledger] | None = None
         self._scores: dict[Path, Tensor] = {}
         self._durable_last = ""
@@ -109,7 +110,7 @@ class ModelCheckpointBody(Saving):
         self.dirpath = trainer.strategy.broadcast(self._resolved_dirpath(trainer))
         directory = Path(self.dirpath)
         self._resumed_from = None
-        self.framework.intercept(trainer.strategy)
+        self._peers = self.framework.intercept(trainer.strategy)
         if stage == "fit":
             with self._in_the_frameworks_words():
                 check_directory(directory, owner="dirpath")
@@ -119,6 +120,7 @@ class ModelCheckpointBody(Saving):
             self._run = Run(directory, self._options)
             if self._carried is not None:
                 self._run.adopt(*self._carried)
+            self._peers.append(self._run)
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:  # noqa: ARG002 - the framework's signature
         """Start the clock of ``train_time_interval``."""
@@ -186,7 +188,7 @@ class ModelCheckpointBody(Saving):
         try:
             self._take_in(trainer, run.close())
         finally:
-            self._run = None
+            self._run, self._peers = None, []
             self._carried = (run.identity, run.ledger)
             self.framework.release(trainer.strategy)
 
@@ -301,4 +303,4 @@ class ModelCheckpointBody(Saving):
         state = self.__dict__.copy()
         if self._run is not None:
             state["_carried"] = (self._run.identity, self._run.ledger)
-        return {**state, "_run": None}
+        return {**state, "_run": None, "_peers": []}

@@ -96,6 +96,7 @@ class Saving:
     _last_global_step_saved: int
 
     _run: Run | None
+    _peers: list[Run]
     _resumed_from: Path | None
     _scores: dict[Path, Tensor]
     _durable_last: str
@@ -238,7 +239,8 @@ class Saving:
         )
 
     def _taken(self, name: str) -> bool:
-        return bool(self._enable_version_counter) and self._runs.taken(name)
+        path = self._runs.directory / name
+        return bool(self._enable_version_counter) and any(run.taken(path) for run in self._peers)
 
     def _stem(self, values: Mapping[str, float], template: str | None) -> str:
         join = self.CHECKPOINT_JOIN_CHAR
