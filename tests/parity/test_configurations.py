@@ -86,6 +86,9 @@ CASES: dict[str, Case] = {
         batches=5,
         train_metrics={"m": (5.0, 4.0, 3.0, 4.5, 2.0, 2.5)},
     ),
+    "every step, validation every second epoch": Case(
+        [{"every_n_train_steps": 1, "monitor": "train_loss", **ALL}], {"check_val_every_n_epoch": 2, "epochs": 4}
+    ),
     "every step, accumulated": Case([{"every_n_train_steps": 1, **ALL}], {"accumulate_grad_batches": 2}, batches=4),
     "never by steps": Case([{"every_n_train_steps": 0, "save_last": True}]),
     "every moment": Case([{"train_time_interval": timedelta(0), **ALL}]),

@@ -247,8 +247,13 @@ class ModelCheckpointBody(Saving):
             return False
         if self.monitor not in trainer.callback_metrics:
             return True
-        validates_next = trainer.is_last_batch and trainer.enable_validation
+        validates_next = trainer.is_last_batch and self._validates_in_this_epoch(trainer)
         return bool(validates_next and not self._saves_on_train_epoch_end(trainer))
+
+    @staticmethod
+    def _validates_in_this_epoch(trainer: Any) -> bool:
+        epochs: int | None = trainer.check_val_every_n_epoch
+        return bool(trainer.enable_validation and (epochs is None or (trainer.current_epoch + 1) % epochs == 0))
 
     def _saves_on_train_epoch_end(self, trainer: Any) -> bool:
         """Tell which hook saves: the training epoch's end, or validation's where that runs at other times."""
