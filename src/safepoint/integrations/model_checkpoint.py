@@ -250,10 +250,17 @@ class ModelCheckpointBody(Saving):
         validates_next = trainer.is_last_batch and self._validates_in_this_epoch(trainer)
         return bool(validates_next and not self._saves_on_train_epoch_end(trainer))
 
-    @staticmethod
-    def _validates_in_this_epoch(trainer: Any) -> bool:
+    @classmethod
+    def _validates_in_this_epoch(cls, trainer: Any) -> bool:
+        """Tell whether validation follows; before the first one, its batches are not counted yet, and none is seen."""
         epochs: int | None = trainer.check_val_every_n_epoch
-        return bool(trainer.enable_validation and (epochs is None or (trainer.current_epoch + 1) % epochs == 0))
+        in_this_epoch = epochs is None or (trainer.current_epoch + 1) % epochs == 0
+        return bool(trainer.enable_validation and in_this_epoch and cls._validation_batches(trainer))
+
+    @staticmethod
+    def _validation_batches(trainer: Any) -> float:
+        batches = trainer.num_val_batches
+        return sum(batches) if isinstance(batches, list) else batches
 
     def _saves_on_train_epoch_end(self, trainer: Any) -> bool:
         """Tell which hook saves: the training epoch's end, or validation's where that runs at other times."""
@@ -261,8 +268,7 @@ class ModelCheckpointBody(Saving):
             return bool(self._save_on_train_epoch_end)
         if getattr(trainer, "_val_check_time_interval", None) is not None or trainer.check_val_every_n_epoch != 1:
             return False
-        batches = trainer.num_val_batches
-        if not (sum(batches) if isinstance(batches, list) else batches):
+        if not self._validation_batches(trainer):
             return True
         return bool(trainer.val_check_interval == 1.0)
 
