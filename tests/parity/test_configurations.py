@@ -135,6 +135,9 @@ CASES: dict[str, Case] = {
     "ties": Case([{**BEST, "save_top_k": 2}], {"epochs": 6}, metrics={"val_loss": (1.0, 1.0, 1.0, 0.5, 0.5, 0.5)}),
     "monitor the step": Case([{"monitor": "step", "mode": "max", "save_top_k": 2}]),
     "monitor the epoch": Case([{"monitor": "epoch", "mode": "max", "save_top_k": 2}]),
+    "monitor the step, every 2 steps": Case(
+        [{"monitor": "step", "mode": "max", "every_n_train_steps": 2, "save_top_k": 2, "save_last": True}], batches=5
+    ),
     "exception": Case([{**BEST, "save_on_exception": True, "save_last": True}], quits_at=5, batches=3),
     "exception, not asked for": Case([{**BEST}], quits_at=5, batches=3),
     "exception at once": Case([{"save_on_exception": True}], quits_at=0),

@@ -245,10 +245,14 @@ class ModelCheckpointBody(Saving):
         """Tell whether a save at this step must wait for the metric that it is ranked by."""
         if self.monitor is None:
             return False
-        if self.monitor not in trainer.callback_metrics:
+        if not self._is_measured(trainer):
             return True
         validates_next = trainer.is_last_batch and self._validates_in_this_epoch(trainer)
         return bool(validates_next and not self._saves_on_train_epoch_end(trainer))
+
+    def _is_measured(self, trainer: Any) -> bool:
+        """Tell whether the monitored metric is there; the epoch and the step always are."""
+        return self.monitor in (None, "epoch", "step", *trainer.callback_metrics)
 
     @classmethod
     def _validates_in_this_epoch(cls, trainer: Any) -> bool:
@@ -276,7 +280,7 @@ class ModelCheckpointBody(Saving):
         reason = self._due(trainer, EventKind.EPOCH_END)
         if reason is None:
             return
-        if self.monitor in (None, *trainer.callback_metrics) or self._has_validated or not trainer.enable_validation:
+        if self._is_measured(trainer) or self._has_validated or not trainer.enable_validation:
             self._save(trainer, reason, last=False)
         elif not self._waits_told:
             self._waits_told = True
