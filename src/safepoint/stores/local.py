@@ -46,23 +46,25 @@ class LocalStore:
 
     def link(self, target: str, name: str) -> None:
         """See ``Store.link``; a copy where the file system has no links."""
-        source, final = self.directory / target, self._parent_made(name)
-        temporary = _temporary_path(final.parent)
-        try:
-            os.link(source, temporary)
-        except OSError as error:
-            if error.errno not in _LINKS_REFUSED:
-                raise
-            self._copy(source, name)
-            return
-        _rename_over(temporary, final)
+        with _held(self.directory / target):
+            source, final = self.directory / target, self._parent_made(name)
+            temporary = _temporary_path(final.parent)
+            try:
+                os.link(source, temporary)
+            except OSError as error:
+                if error.errno not in _LINKS_REFUSED:
+                    raise
+                self._copy(source, name)
+                return
+            _rename_over(temporary, final)
 
     def symlink(self, target: str, name: str) -> None:
         """See ``Store.symlink``; the link is relative, so that the directory can be moved."""
-        final = self._parent_made(name)
-        temporary = _temporary_path(final.parent)
-        temporary.symlink_to(os.path.relpath(self.directory / target, final.parent))
-        _rename_over(temporary, final)
+        with _held(self.directory / target):
+            final = self._parent_made(name)
+            temporary = _temporary_path(final.parent)
+            temporary.symlink_to(os.path.relpath(self.directory / target, final.parent))
+            _rename_over(temporary, final)
 
     def remove(self, name: str) -> None:
         """See ``Store.remove``."""
@@ -96,6 +98,18 @@ def check_directory(directory: Path, *, owner: str) -> None:
         raise ConfigurationError(f"{owner}={str(directory)!r}: {existing} is not writable; change its mode.")
 
 
+@contextlib.contextmanager
+def _held(path: Path) -> Iterator[None]:
+    """Hold a lock on what a further name is made for, by which ``clean`` sees that its temporary is in use."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        with contextlib.suppress(OSError):  # a file system without locks: nobody cleans there either
+            fcntl.flock(descriptor, fcntl.LOCK_SH)
+        yield
+    finally:
+        os.close(descriptor)
+
+
 def clean(directory: Path) -> list[Path]:
     """Remove the temporaries that dead writers left in ``directory``, and return their paths.
 
@@ -109,11 +123,11 @@ def clean(directory: Path) -> list[Path]:
 
 
 def _removed_if_abandoned(path: Path) -> bool:
-    if path.is_symlink():
-        path.unlink(missing_ok=True)
-        return True
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    except FileNotFoundError:
+        path.unlink(missing_ok=True)  # a symbolic link to nothing, or gone meanwhile
+        return True
     except OSError:
         return False
     try:
