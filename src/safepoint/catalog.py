@@ -7,7 +7,7 @@ and the history of what was removed are all in the files.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from safepoint import keep, reader
@@ -47,7 +47,8 @@ class Catalog:
                 continue  # removed by a running job since the directory was read
             except (CheckpointError, OSError) as error:
                 unreadable[path] = str(error)
-        return cls(directory, tuple(sorted(records, key=_age)), manifests, unreadable)
+        catalog = cls(directory, tuple(sorted(records, key=_age)), manifests, unreadable)
+        return replace(catalog, records=catalog._with_late_metrics())
 
     def latest(self) -> Record | None:
         """Return the record saved last."""
@@ -73,6 +74,18 @@ class Catalog:
         """
         named = {(fate.record.path, fate.record.step) for fate in self.history(run)}
         return tuple(record for record in self.records if record.run == run and (record.path, record.step) in named)
+
+    def _with_late_metrics(self) -> tuple[Record, ...]:
+        """Return the records with what was measured on their weights after they were written, as later ones tell."""
+        late = {
+            (run, fate.record.path, fate.record.time): fate.record.metrics
+            for run in self.runs()
+            for fate in self.history(run)
+        }
+        return tuple(
+            replace(record, metrics={**record.metrics, **late.get((record.run, record.path, record.time), {})})
+            for record in self.records
+        )
 
 
 def best_of(records: tuple[Record, ...], metric: str, mode: Mode = "min") -> Record | None:

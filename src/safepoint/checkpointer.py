@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 import time
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from safepoint import reader
+from safepoint import reader, schedule
 from safepoint import restore as restoring
 from safepoint.capture import rng_state, set_rng_state
 from safepoint.catalog import Catalog, best_of
@@ -18,20 +18,23 @@ from safepoint.errors import (
     ConfigurationError,
     MissingMetricError,
     RestoreError,
-    SaveError,
     StateMismatchError,
 )
 from safepoint.keep import Mode, PreservationPolicy
-from safepoint.naming import check_template, first_free, render
+from safepoint.ledger import Ledger
+from safepoint.naming import check_template, first_free
 from safepoint.records import NO_METRICS, Event, EventKind, Progress, Record, Save
-from safepoint.run import OnError, Options, Run, Snapshot, Staging
-from safepoint.schedule import Ledger, ScheduleState, decide
+from safepoint.run import OnError, Options, Run, Settled, Snapshot, Staging
+from safepoint.signals import Signals
 from safepoint.stores.local import check_directory
 from safepoint.when import SavePolicy
 from safepoint.writer import Names
 
 OWN_ENTRY = "safepoint"
 """The entry of the saved state that holds what Safepoint itself restores: the random generators."""
+
+
+_EXCEPTION_FILENAME = "{epoch}-{step}-exception"
 
 
 class Checkpointer:
@@ -74,13 +77,15 @@ class Checkpointer:
         self._filename = filename
         self._run = Run(self.directory, options)
         self._progress = Progress()
-        self._schedule = ScheduleState((0, 0, 0), time.monotonic())
-        self._measured: dict[str, Any] = {}
+        self._schedule = schedule.start((0, 0, 0), time.monotonic())
+        self._measured = _Measured({})
+        self._step_ended_s = self._schedule.last_save_s
         self._seen: set[str] = set()
         self._protected: dict[Path, str] = {}
         self._alone = False
         self._has_saved = False
         self._closed = False
+        self._signals = Signals(save.signals) if save.signals else None
 
     def __enter__(self) -> Self:
         """Return the checkpointer itself."""
@@ -89,13 +94,17 @@ class Checkpointer:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Close; after an error in the loop, only wait for what is under way, and never hide that error."""
+        """Close; after an error in the loop, save if ``when.exception()`` says so, wait, and never hide that error."""
         if error is None:
             self.close()
             return
         try:
-            self._finish()
-        except SaveError as late:
+            try:
+                if not self._closed:
+                    self._decide(EventKind.EXCEPTION, self._running_epoch(), cause=type(error).__name__)
+            finally:
+                self._finish()
+        except Exception as late:  # noqa: BLE001 - the error that is on its way must come out, not this one
             error.add_note(f"While this error was on its way, a checkpoint failed too: {late}")
 
     def restore(self) -> Progress:
@@ -141,9 +150,10 @@ class Checkpointer:
         self._check_open()
         p = self._progress
         self._progress = Progress(p.step + 1, p.epoch, p.batch + 1, NO_METRICS, p.path)
-        self._measured = {name: _detached(value) for name, value in metrics.items()}
+        self._measured = _Measured(metrics)
         self._seen |= metrics.keys()
         self._decide(EventKind.STEP, p.epoch)
+        self._answer_signal(p.epoch)
 
     def epoch_end(self, **metrics: Any) -> None:
         """Count one epoch and save if that is due; call it once after each epoch, with what was measured at its end.
@@ -154,10 +164,13 @@ class Checkpointer:
         """
         self._check_open()
         p = self._progress
-        self._measured |= {name: _detached(value) for name, value in metrics.items()}
+        self._measured = self._measured.with_more(metrics)
         self._seen |= metrics.keys()
         self._progress = Progress(p.step, p.epoch + 1, 0, NO_METRICS, p.path)
         self._decide(EventKind.EPOCH_END, p.epoch)
+        if metrics and any(record.step == p.step for record in self._run.ledger.records):
+            self._run.ledger = self._run.ledger.measured(p.step, dict(self._measured))
+        self._answer_signal(p.epoch)
 
     def save(self, *, pinned: bool = False) -> Path:
         """Save now, whatever the policy says; return the path as soon as the state is staged.
@@ -168,9 +181,38 @@ class Checkpointer:
         self._decide(EventKind.REQUEST, self._running_epoch(), pinned=pinned)
         return self._run.ledger.records[-1].path
 
+    def attach(self, step: int, /, **metrics: Any) -> None:
+        """Add ``metrics`` that were measured late, on the weights of optimizer step ``step``, to what was saved there.
+
+        They count for ``keep`` and show in ``records()`` from the next save on, which carries them to disk.
+
+        Raises:
+            ConfigurationError: this run has saved nothing at that step, or a metric is not a number.
+
+        """
+        self._check_open()
+        ledger = self._run.ledger
+        if all(fate.record.step != step for fate in ledger.history()):
+            raise ConfigurationError(f"attach({step!r}): this run has saved nothing at step {step!r}; see records().")
+        self._run.ledger = ledger.measured(step, dict(_Measured(metrics)))
+        self._seen |= metrics.keys()
+
+    def explain(self, checkpoint: Record | str | os.PathLike[str]) -> str:
+        """Return a sentence: why ``checkpoint``, a record or a path, is kept or was removed, and what it would take.
+
+        Raises:
+            ConfigurationError: it is not a checkpoint of this run.
+
+        """
+        path = checkpoint.path if isinstance(checkpoint, Record) else self.directory / checkpoint
+        told = self._run.ledger.explain(path, self._keep_policy, protected=self._protected)
+        if told is None:
+            raise ConfigurationError(f"{path} is not a checkpoint of this run: it stays, whatever keep= says.")
+        return told
+
     def wait(self) -> None:
         """Return when every checkpoint saved so far is durable."""
-        self._run.report(self._run.wait())
+        self._take_in(self._run.wait())
 
     def close(self) -> None:
         """End the run: save if ``when.train_end()`` asks for it, wait until everything is durable, release all.
@@ -190,7 +232,7 @@ class Checkpointer:
 
     def records(self) -> tuple[Record, ...]:
         """Return the durable checkpoints in the directory, oldest first, those of earlier runs too."""
-        self._run.report(self._run.settle())
+        self._take_in(self._run.settle())
         records = Catalog.of(self.directory).records
         return tuple(record for record in records if record.path not in self._run.ledger.pending)
 
@@ -203,20 +245,37 @@ class Checkpointer:
         """Return the durable checkpoint with the best ``metric``, the earlier of equals; ``None`` if none has it."""
         return best_of(self.records(), metric, mode)
 
-    def _decide(self, kind: EventKind, epoch: int, *, pinned: bool = False) -> None:
-        self._run.report(self._run.settle())
-        p = self._progress
-        event = Event(kind, p.step, epoch, (p.step, p.epoch, p.batch), time.monotonic())
-        schedule, decision = decide(self._save_policy, self._schedule, event)
+    def _decide(self, kind: EventKind, epoch: int, *, cause: str = "", pinned: bool = False) -> None:
+        self._take_in(self._run.settle())
+        p, now = self._progress, time.monotonic()
+        step_s, template, metrics = 0.0, self._filename, self._measured
+        if kind is EventKind.STEP:
+            step_s, self._step_ended_s = now - self._step_ended_s, now
+        elif kind is EventKind.EXCEPTION:  # what was measured may be of other weights than the exception leaves
+            template, metrics = _EXCEPTION_FILENAME, _Measured({})
+        event = Event(kind, p.step, epoch, (p.step, p.epoch, p.batch), now, step_s, metrics, cause=cause)
+        state, decision = schedule.decide(self._save_policy, self._schedule, event, (template,))
         if isinstance(decision, Save):
             self._save_now(event, decision, pinned=pinned)
-            self._schedule = schedule
+            self._schedule = schedule.begun(state, time.monotonic() - now)
+
+    def _answer_signal(self, epoch: int) -> None:
+        if self._signals is not None and (name := self._signals.take()):
+            self._decide(EventKind.SIGNAL, epoch, cause=name)
+
+    def _take_in(self, settled: Settled) -> None:
+        """Take notice of what became durable, and raise what went wrong."""
+        if settled.failed:
+            self._schedule = schedule.failed(self._schedule)
+        elif settled.durable and self._run.idle:
+            self._schedule = schedule.secured(self._schedule, settled.write_s)
+        self._run.report(settled)
 
     def _save_now(self, event: Event, decision: Save, *, pinned: bool) -> None:
-        metrics = {name: _number(name, value) for name, value in self._measured.items()}
+        metrics = dict(event.metrics)
         if event.kind is EventKind.EPOCH_END:
             self._check_ranked_by(metrics)
-        stem = render(self._filename, {"epoch": event.epoch, "step": event.step, **metrics})
+        (stem,) = decision.names
         own = {record.path: record for record in self._run.ledger.records}
         same_step = {path for path, record in own.items() if record.step == event.step}
         name = first_free(
@@ -269,8 +328,8 @@ class Checkpointer:
 
     def _adopt(self, catalog: Catalog, record: Record, skipped: Mapping[Path, str]) -> None:
         p = self._progress
-        self._schedule = ScheduleState((p.step, p.epoch, p.batch), time.monotonic())
-        self._measured = dict(p.metrics)
+        self._schedule = schedule.start((p.step, p.epoch, p.batch), time.monotonic())
+        self._measured = _Measured(p.metrics)
         self._seen.update(*(fate.record.metrics for fate in catalog.history(record.run)))
         self._protected = {record.path: "the run was resumed from it"}
         own = tuple(found for found in catalog.written_by(record.run) if found.path not in skipped)
@@ -304,7 +363,9 @@ class Checkpointer:
     def _finish(self) -> None:
         if not self._closed:
             self._closed = True
-            self._run.report(self._run.close())
+            if self._signals is not None:
+                self._signals.restore()
+            self._take_in(self._run.close())
 
 
 def _check_policies(save: object, keep: object) -> None:
@@ -328,9 +389,29 @@ def _check_state(state: Mapping[str, object]) -> None:
     restoring.check_restorable(state)
 
 
-def _detached(value: Any) -> Any:
-    """Let go of a tensor's graph, which would otherwise live on into the next step."""
-    return value.detach() if hasattr(value, "detach") else value
+class _Measured(Mapping[str, float]):
+    """Metrics that become plain numbers only when somebody reads them: on a GPU that waits for the device.
+
+    Tensors are let go of their graph at once, which would otherwise live on into the next step.
+    """
+
+    __slots__ = ("_values",)
+
+    def __init__(self, values: Mapping[str, Any]) -> None:
+        self._values = {name: v.detach() if hasattr(v, "detach") else v for name, v in values.items()}
+
+    def with_more(self, values: Mapping[str, Any]) -> _Measured:
+        """Return these metrics and ``values``, which win."""
+        return _Measured({**self._values, **values})
+
+    def __getitem__(self, name: str) -> float:
+        return _number(name, self._values[name])
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._values)
+
+    def __len__(self) -> int:
+        return len(self._values)
 
 
 def _number(name: str, value: Any) -> float:

@@ -10,12 +10,13 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 from typing import Literal, get_args
 
 from safepoint.errors import ConfigurationError
 from safepoint.records import Record
-from safepoint.when import positive_count
+from safepoint.when import in_seconds, one_unit, positive_count, positive_number
 
 Mode = Literal["min", "max"]
 Reasons = Mapping[Path, str]
@@ -31,6 +32,10 @@ class PreservationPolicy(ABC):
     @abstractmethod
     def why_not(self, record: Record) -> str:
         """Return, as the end of a sentence, why ``record`` was not selected."""
+
+    @abstractmethod
+    def takes(self, record: Record, records: Sequence[Record]) -> str:
+        """Return, as the end of a sentence, what it would take for ``record`` to be selected of ``records``."""
 
     @property
     def metrics(self) -> frozenset[str]:
@@ -62,6 +67,10 @@ class Union(PreservationPolicy):
         """Join what every policy says."""
         return " and ".join(policy.why_not(record) for policy in self.policies)
 
+    def takes(self, record: Record, records: Sequence[Record]) -> str:
+        """Join what every policy asks for; one is enough."""
+        return ", or ".join(policy.takes(record, records) for policy in self.policies)
+
     @property
     def metrics(self) -> frozenset[str]:
         """The metrics that any of the policies ranks by."""
@@ -70,7 +79,7 @@ class Union(PreservationPolicy):
 
 @dataclass(frozen=True, slots=True)
 class Best(PreservationPolicy):
-    """Keep the ``n`` best by ``metric``.
+    """Keep the ``n`` best by ``metric`` of those saved at step ``after_step`` or later.
 
     A record without the metric never counts, and neither does NaN. Ties keep the earlier record.
     """
@@ -78,6 +87,7 @@ class Best(PreservationPolicy):
     metric: str
     n: int = 1
     mode: Mode = "min"
+    after_step: int = 0
 
     def select(self, records: Sequence[Record]) -> Reasons:
         """Return the best ``n``, each with its rank and value."""
@@ -87,15 +97,34 @@ class Best(PreservationPolicy):
         }
 
     def why_not(self, record: Record) -> str:
-        """Say that it is not good enough, with its value, or that it has none."""
+        """Say that it is not good enough, with its value, or that it has none, or comes too early."""
         place = "the best" if self.n == 1 else f"among the best {self.n}"
+        if record.step < self.after_step:
+            return f"not {place} by {self.metric} (which counts from step {self.after_step})"
         if self.metric not in record.metrics:
             return f"not {place} by {self.metric} (not measured at its step)"
         return f"not {place} by {self.metric} ({record.metrics[self.metric]:.6g})"
 
+    def takes(self, record: Record, records: Sequence[Record]) -> str:
+        """Name the value to beat, or to equal if the record is the earlier one."""
+        if record.step < self.after_step:
+            return f"ranking from step {record.step} on"
+        others = [other for other in self.ranked(records) if other.path != record.path]
+        if len(others) < self.n:
+            return f"a number for {self.metric}"
+        last = others[self.n - 1]
+        value = f"{last.metrics[self.metric]:.6g}"
+        if record.time < last.time:
+            return f"{self.metric} at {'most' if self.mode == 'min' else 'least'} {value}"
+        return f"{self.metric} {'below' if self.mode == 'min' else 'above'} {value}"
+
     def ranked(self, records: Sequence[Record]) -> list[Record]:
         """Return the records that have the metric as a number, best first, the earlier of equals first."""
-        having = [record for record in records if not math.isnan(record.metrics.get(self.metric, math.nan))]
+        having = [
+            record
+            for record in records
+            if record.step >= self.after_step and not math.isnan(record.metrics.get(self.metric, math.nan))
+        ]
         sign = 1 if self.mode == "min" else -1
         return sorted(having, key=lambda record: sign * record.metrics[self.metric])
 
@@ -127,6 +156,10 @@ class Latest(PreservationPolicy):
         """Say that later ones were saved."""
         return "not the latest" if self.n == 1 else f"not among the latest {self.n}"
 
+    def takes(self, record: Record, records: Sequence[Record]) -> str:
+        """Name the number that would reach back to it."""
+        return f"keep.latest({1 + sum(other.time > record.time for other in records)})"
+
 
 @dataclass(frozen=True, slots=True)
 class EverySteps(PreservationPolicy):
@@ -146,6 +179,10 @@ class EverySteps(PreservationPolicy):
         """Say that another one stands for its steps."""
         return f"not the one for its {self.interval} steps"
 
+    def takes(self, record: Record, records: Sequence[Record]) -> str:  # noqa: ARG002 - one signature for all policies
+        """Name the step at or after which the first one stays."""
+        return f"being the first one from step {max(1, record.step // self.interval) * self.interval} on"
+
 
 @dataclass(frozen=True, slots=True)
 class EveryEpochs(PreservationPolicy):
@@ -160,7 +197,87 @@ class EveryEpochs(PreservationPolicy):
 
     def why_not(self, record: Record) -> str:  # noqa: ARG002 - one signature for all policies
         """Say that it is not the last one of an epoch that counts."""
-        return f"not the last of a {self.interval}th epoch"
+        return f"not the last of a {_ordinal(self.interval)} epoch"
+
+    def takes(self, record: Record, records: Sequence[Record]) -> str:  # noqa: ARG002 - one signature for all policies
+        """Say the same the other way round."""
+        return f"being the last of a {_ordinal(self.interval)} epoch"
+
+
+@dataclass(frozen=True, slots=True)
+class WithinAge(PreservationPolicy):
+    """Keep what is at most ``limit_s`` seconds older than the newest record."""
+
+    limit_s: float
+
+    def select(self, records: Sequence[Record]) -> Reasons:
+        """Return the newest record, and those that were saved no longer than ``limit_s`` before it."""
+        return {
+            record.path: f"at most {self.limit_s:g} s older than the newest"
+            for record in records
+            if records[-1].time - record.time <= self.limit_s
+        }
+
+    def why_not(self, record: Record) -> str:  # noqa: ARG002 - one signature for all policies
+        """Say that it is older."""
+        return f"more than {self.limit_s:g} s older than the newest"
+
+    def takes(self, record: Record, records: Sequence[Record]) -> str:
+        """Name the age that would reach back to it."""
+        newest = max((record, *records), key=lambda other: other.time)
+        return f"keep.within(seconds={math.ceil(newest.time - record.time)})"
+
+
+@dataclass(frozen=True, slots=True)
+class WithinBytes(PreservationPolicy):
+    """Keep the newest records that fit into ``limit_bytes`` together; the newest one in any case.
+
+    One that is not written yet counts as large as the largest there is.
+    """
+
+    limit_bytes: int
+
+    def select(self, records: Sequence[Record]) -> Reasons:
+        """Return the newest, back to the first one that does not fit any more."""
+        return {
+            record.path: f"among the newest {self.limit_bytes / 1e9:g} GB"
+            for back, (record, total) in enumerate(self._totals(records))
+            if back == 0 or total <= self.limit_bytes
+        }
+
+    def why_not(self, record: Record) -> str:  # noqa: ARG002 - one signature for all policies
+        """Say that newer ones fill the budget."""
+        return f"not among the newest {self.limit_bytes / 1e9:g} GB"
+
+    def takes(self, record: Record, records: Sequence[Record]) -> str:
+        """Name the budget that would reach back to it."""
+        total = next((total for other, total in self._totals(records) if other.time <= record.time), 0)
+        total += 0 if any(other.path == record.path for other in records) else record.size_bytes
+        return f"keep.within(gigabytes={total / 1e9:g})"
+
+    @staticmethod
+    def _totals(records: Sequence[Record]) -> list[tuple[Record, int]]:
+        """Return the records, newest first, each with the size of all down to it."""
+        largest = max((record.size_bytes for record in records), default=0)
+        newest_first = list(reversed(records))
+        return list(zip(newest_first, accumulate(record.size_bytes or largest for record in newest_first), strict=True))
+
+
+@dataclass(frozen=True, slots=True)
+class Pinned(PreservationPolicy):
+    """Keep what is pinned."""
+
+    def select(self, records: Sequence[Record]) -> Reasons:
+        """Return the pinned records."""
+        return {record.path: "pinned" for record in records if record.pinned}
+
+    def why_not(self, record: Record) -> str:  # noqa: ARG002 - one signature for all policies
+        """Say that it is not."""
+        return "not pinned"
+
+    def takes(self, record: Record, records: Sequence[Record]) -> str:  # noqa: ARG002 - one signature for all policies
+        """Say how it would be."""
+        return "save(pinned=True)"
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,19 +292,27 @@ class All(PreservationPolicy):
         """Say what cannot be, unless something else sorted the record out."""
         return "not counted"
 
+    def takes(self, record: Record, records: Sequence[Record]) -> str:  # noqa: ARG002 - one signature for all policies
+        """Say that it would take nothing."""
+        return "nothing more"
 
-def best(metric: str, n: int = 1, mode: Mode = "min") -> PreservationPolicy:
+
+def best(metric: str, n: int = 1, mode: Mode = "min", *, after_step: int = 0) -> PreservationPolicy:
     """Keep the ``n`` checkpoints with the best ``metric``; ``mode`` says whether the smallest or the largest is best.
 
-    A checkpoint counts only by a metric that was measured at its own step. NaN is never best; ties keep the earlier.
+    A checkpoint counts only by a metric that was measured on its own weights. NaN is never best; ties keep the earlier.
+    Those saved before step ``after_step`` do not count: a metric that starts out well by chance holds no place.
 
     Raises:
-        ConfigurationError: the metric has no name, ``n`` is below 1, or ``mode`` is neither "min" nor "max".
+        ConfigurationError: the metric has no name, ``n`` is below 1, ``mode`` is neither "min" nor "max", or
+            ``after_step`` is not a step.
 
     """
     if not isinstance(metric, str) or not metric:
         raise ConfigurationError(f"keep.best({metric!r}): give the name of a metric, as passed to epoch_end().")
-    return Best(metric, positive_count("keep.best", "n", n), checked_mode("keep.best", mode))
+    if after_step != 0:
+        positive_count("keep.best", "after_step", after_step)
+    return Best(metric, positive_count("keep.best", "n", n), checked_mode("keep.best", mode), after_step)
 
 
 def latest(n: int = 1) -> PreservationPolicy:
@@ -202,12 +327,45 @@ def every(*, epochs: int | None = None, steps: int | None = None) -> Preservatio
         ConfigurationError: not exactly one unit is given, or its value is below 1.
 
     """
-    if (epochs is None) == (steps is None):
-        given = "none" if epochs is None else "both"
-        raise ConfigurationError(f"keep.every takes exactly one of epochs, steps; given: {given}. Join two with '|'.")
-    if epochs is not None:
-        return EveryEpochs(positive_count("keep.every", "epochs", epochs))
-    return EverySteps(positive_count("keep.every", "steps", steps))
+    unit, value = one_unit("keep.every", "Join two with '|'.", epochs=epochs, steps=steps)
+    interval = positive_count("keep.every", unit, value)
+    return EveryEpochs(interval) if unit == "epochs" else EverySteps(interval)
+
+
+def within(
+    *,
+    days: float | None = None,
+    hours: float | None = None,
+    minutes: float | None = None,
+    seconds: float | None = None,
+    gigabytes: float | None = None,
+) -> PreservationPolicy:
+    """Keep the newest checkpoints: those at most so much older than the newest, or that fit into so much disk space.
+
+    Exactly one unit; a gigabyte is 10^9 bytes. Space that other policies' checkpoints take is not counted: a budget
+    alone bounds the disk, joined with ``|`` it bounds what is kept besides.
+
+    Raises:
+        ConfigurationError: not exactly one unit is given, or its value is not positive.
+
+    """
+    unit, value = one_unit(
+        "keep.within",
+        "Join two with '|'.",
+        days=days,
+        hours=hours,
+        minutes=minutes,
+        seconds=seconds,
+        gigabytes=gigabytes,
+    )
+    if unit == "gigabytes":
+        return WithinBytes(int(positive_number("keep.within", unit, value) * 1e9))
+    return WithinAge(in_seconds("keep.within", unit, value))
+
+
+def pinned() -> PreservationPolicy:
+    """Keep what was saved with ``pinned=True``, and besides only what is never removed: the newest."""
+    return Pinned()
 
 
 def all() -> PreservationPolicy:  # noqa: A001 - read as ``keep.all()``, the module is never star-imported
@@ -225,3 +383,9 @@ def checked_mode(owner: str, mode: object) -> Mode:
 
 def _parts(policy: PreservationPolicy) -> tuple[PreservationPolicy, ...]:
     return policy.policies if isinstance(policy, Union) else (policy,)
+
+
+def _ordinal(number: int) -> str:
+    """Return 1st, 2nd, 3rd, 4th, ..., 11th, ..., 21st."""
+    teen = number % 100 in (11, 12, 13)
+    return f"{number}{'th' if teen else {1: 'st', 2: 'nd', 3: 'rd'}.get(number % 10, 'th')}"

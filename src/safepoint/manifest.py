@@ -7,15 +7,13 @@ encodes, parses and validates; it reads no disk and no tensor.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import msgspec
 
 from safepoint.errors import NotACheckpointError
-from safepoint.records import Fate, Metrics, Progress, Record
+from safepoint.records import Fate, Number, Progress, Record, decoded_metrics, encoded_metrics
 
 FORMAT_VERSION = 1
 HISTORY_LIMIT = 1000
@@ -23,8 +21,6 @@ HISTORY_LIMIT = 1000
 
 Count = Annotated[int, msgspec.Meta(ge=0, lt=2**62)]
 Digest = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{32}$")]
-Number = float | int | Literal["nan", "inf", "-inf"]
-"""A metric in JSON, which knows no NaN and no infinity."""
 
 
 class Blob(msgspec.Struct, frozen=True):
@@ -137,16 +133,6 @@ def decode(data: bytes) -> Manifest:
     return manifest
 
 
-def encoded_metrics(metrics: Metrics) -> dict[str, Number]:
-    """Return ``metrics`` as JSON can hold them."""
-    return {name: value if math.isfinite(value) else _spelled(value) for name, value in metrics.items()}
-
-
-def decoded_metrics(metrics: Mapping[str, Number]) -> Metrics:
-    """Return the metrics that ``encoded_metrics`` was given."""
-    return {name: float(value) if isinstance(value, str) else value for name, value in metrics.items()}
-
-
 def encoded_history(fates: tuple[Fate, ...], directory: Path) -> tuple[HistoryEntry, ...]:
     """Return the history to embed: what is kept, and the last ``HISTORY_LIMIT`` that were removed, oldest first."""
     removed = [fate for fate in fates if not fate.kept]
@@ -176,9 +162,3 @@ def _entry(fate: Fate, directory: Path) -> HistoryEntry:
     name = record.path.relative_to(directory).as_posix() if inside else record.path.name
     metrics = encoded_metrics(record.metrics)
     return HistoryEntry(name, record.step, record.epoch, metrics, record.time, fate.kept, fate.reason)
-
-
-def _spelled(value: float) -> Literal["nan", "inf", "-inf"]:
-    if math.isnan(value):
-        return "nan"
-    return "inf" if value > 0 else "-inf"

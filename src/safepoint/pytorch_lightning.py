@@ -18,7 +18,7 @@ class MisconfigurationError(ConfigurationError, MisconfigurationException):
     """Say that an argument is wrong, to those who catch Safepoint's errors and to those who catch Lightning's."""
 
 
-class ModelCheckpoint(ModelCheckpointBody, _Original):  # type: ignore[misc]  # the original leaves types out
+class ModelCheckpoint(ModelCheckpointBody, _Original):
     __doc__ = ModelCheckpointBody.__doc__
 
     framework = Framework(

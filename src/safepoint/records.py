@@ -6,15 +6,20 @@ This file knows no clock, no disk and no torch.
 from __future__ import annotations
 
 import enum
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
+from typing import Literal
 
 Metrics = Mapping[str, float]
 """Metric name to plain number; integers stay integers, so that names print ``3`` and not ``3.0``."""
 
 NO_METRICS: Metrics = MappingProxyType({})
+
+Number = float | int | Literal["nan", "inf", "-inf"]
+"""A metric in JSON, which knows no NaN and no infinity."""
 
 
 class EventKind(enum.Enum):
@@ -22,7 +27,10 @@ class EventKind(enum.Enum):
 
     STEP = "step"
     EPOCH_END = "epoch end"
+    VALIDATION_END = "validation end"
     TRAIN_END = "train end"
+    EXCEPTION = "exception"
+    SIGNAL = "signal"
     REQUEST = "request"
 
 
@@ -32,7 +40,9 @@ class Event:
 
     ``step`` counts optimizer steps done, ``epoch`` is the index of the epoch that is running or, at its end, that just
     ended; ``position`` is where a run restored from here would go on: (step, epoch, batch) as in ``Progress``;
-    ``time_s`` is a monotonic clock in seconds, read by the caller.
+    ``time_s`` is a monotonic clock in seconds, read by the caller, and ``step_s`` what the last step took; ``metrics``
+    are those that were measured on the weights of this moment. ``awaits`` names what is still to be measured on them:
+    a save that is due waits for it. ``cause`` is the name of the exception's class, or of the signal.
     """
 
     kind: EventKind
@@ -40,12 +50,45 @@ class Event:
     epoch: int
     position: tuple[int, int, int]
     time_s: float
+    step_s: float = 0.0
+    metrics: Metrics = field(default_factory=lambda: NO_METRICS)
+    awaits: str = ""
+    cause: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class ScheduleState:
+    """What the next decision depends on, besides the event.
+
+    ``last_position`` and ``last_save_s``: where, and at which ``time_s``, the last save (or the start) was;
+    ``secured_position`` and ``secured_s``: the same of the last one known to be durable. ``stall_s``: for how long the
+    last save held training up, ``write_s``: how long the last durable one took to become so; ``None`` until measured.
+    ``is_writing``: a save is on its way. ``waiting``: why a save is due that waits for a measurement.
+    """
+
+    last_position: tuple[int, int, int]
+    last_save_s: float
+    secured_position: tuple[int, int, int]
+    secured_s: float
+    stall_s: float | None = None
+    write_s: float | None = None
+    is_writing: bool = False
+    waiting: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Save:
-    """The decision to save now, and why."""
+    """The decision to save now: under which names (without extension and version), and why."""
 
+    names: tuple[str, ...]
+    reasons: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Defer:
+    """The decision to save later: what the save waits for, and why it is due."""
+
+    until: str
     reasons: tuple[str, ...]
 
 
@@ -56,14 +99,14 @@ class Skip:
     reason: str
 
 
-Decision = Save | Skip
+Decision = Save | Defer | Skip
 
 
 @dataclass(frozen=True, slots=True)
 class Record:
     """One checkpoint.
 
-    ``step`` and ``epoch`` are those of the save, ``metrics`` only what was measured at that very step, ``time`` the
+    ``step`` and ``epoch`` are those of the save, ``metrics`` only what was measured on its very weights, ``time`` the
     seconds since 1970 at which the state was captured (strictly rising within a run), ``reasons`` why it was saved,
     ``run`` the identity of the run that wrote it.
     """
@@ -109,3 +152,19 @@ class Progress:
     batch: int = 0
     metrics: Metrics = field(default_factory=lambda: NO_METRICS)
     path: Path | None = None
+
+
+def encoded_metrics(metrics: Metrics) -> dict[str, Number]:
+    """Return ``metrics`` as JSON can hold them."""
+    return {name: value if math.isfinite(value) else _spelled(value) for name, value in metrics.items()}
+
+
+def decoded_metrics(metrics: Mapping[str, Number]) -> Metrics:
+    """Return the metrics that ``encoded_metrics`` was given."""
+    return {name: float(value) if isinstance(value, str) else value for name, value in metrics.items()}
+
+
+def _spelled(value: float) -> Literal["nan", "inf", "-inf"]:
+    if math.isnan(value):
+        return "nan"
+    return "inf" if value > 0 else "-inf"

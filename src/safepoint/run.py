@@ -22,9 +22,9 @@ import torch
 from safepoint.capture import Capture, capture
 from safepoint.errors import ConfigurationError, SaveError
 from safepoint.image import lay_out
-from safepoint.manifest import FORMAT_VERSION, Blob, Manifest, Position, encoded_history, encoded_metrics
-from safepoint.records import Fate, Metrics, Record
-from safepoint.schedule import Ledger, Proposal
+from safepoint.ledger import Ledger, Proposal
+from safepoint.manifest import FORMAT_VERSION, Blob, Manifest, Position, encoded_history
+from safepoint.records import Fate, Metrics, Record, encoded_metrics
 from safepoint.staging import Pool
 from safepoint.stores import Store
 from safepoint.stores.local import LocalStore, clean
@@ -75,11 +75,15 @@ class Snapshot:
 
 @dataclass(frozen=True, slots=True)
 class Settled:
-    """What the training thread has just taken notice of: what became durable, what failed, and with which errors."""
+    """What the training thread has just taken notice of: what became durable, what failed, and with which errors.
+
+    ``write_s``: how long the last one that became durable took to, from when it was staged.
+    """
 
     durable: tuple[Names, ...]
     failed: tuple[Names, ...]
     errors: tuple[SaveError, ...]
+    write_s: float = 0.0
 
 
 class Run:
@@ -158,12 +162,15 @@ class Run:
         durable: list[Names] = []
         failed: list[Names] = []
         errors: list[SaveError] = []
+        write_s = 0.0
         for outcome in self._writer.outcomes():
             self._take_in(outcome)
             (durable if outcome.durable else failed).append(outcome.job.names)
+            if outcome.durable:
+                write_s = outcome.write_s
             if outcome.error is not None:
                 errors.append(self._told(outcome, outcome.error))
-        return Settled(tuple(durable), tuple(failed), tuple(errors))
+        return Settled(tuple(durable), tuple(failed), tuple(errors), write_s)
 
     def wait(self) -> Settled:
         """Do as ``settle`` does when everything queued has ended."""

@@ -1,185 +1,74 @@
-"""The decisions of a run, as pure functions: when to save, and what stays.
+"""When to save, as a pure state machine: ``decide`` maps (state, event) to (state, decision).
 
-``decide`` maps (state, event) to (state, decision). ``Ledger`` holds the records of a run, those on disk and those on
-their way there, and plans what stays. No clock, no disk, no torch: time comes in the events, removal is done elsewhere.
+No clock, no disk, no torch: time comes in the events, and what became of a save is told with ``begun``, ``secured`` and
+``failed``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from pathlib import Path
-from types import MappingProxyType
+from collections.abc import Sequence
+from dataclasses import replace
 
-from safepoint.keep import PreservationPolicy
-from safepoint.records import Decision, Event, EventKind, Fate, Plan, Record, Save, Skip
+from safepoint.naming import render
+from safepoint.records import Decision, Defer, Event, EventKind, Save, ScheduleState, Skip
 from safepoint.when import SavePolicy
 
-
-@dataclass(frozen=True, slots=True)
-class ScheduleState:
-    """What the next decision depends on: where the last save (or the start) was, and its ``time_s``."""
-
-    last_position: tuple[int, int, int]
-    last_save_s: float
+_MEASURED_BY_NOW = (EventKind.EPOCH_END, EventKind.VALIDATION_END, EventKind.TRAIN_END)
+_ONLY_IF_UNSAVED = (EventKind.TRAIN_END, EventKind.EXCEPTION, EventKind.SIGNAL)
 
 
-def decide(policy: SavePolicy, state: ScheduleState, event: Event) -> tuple[ScheduleState, Decision]:
-    """Return whether to save at ``event``, why or why not, and the state after it.
+def start(position: tuple[int, int, int], time_s: float) -> ScheduleState:
+    """Return the state of a run that starts, or has just been restored, at ``position``."""
+    return ScheduleState(position, time_s, position, time_s)
 
-    A request always saves. The end of training saves only if the run has moved on since the last save.
+
+def decide(
+    policy: SavePolicy, state: ScheduleState, event: Event, templates: Sequence[str] = ()
+) -> tuple[ScheduleState, Decision]:
+    """Return whether to save at ``event``, as what and why or why not, and the state after it.
+
+    A request always saves. The end of training, an exception and a signal save only if the run has moved on since the
+    last save. A save that is due while ``event.awaits`` names a metric waits until an epoch, a validation or the
+    training ends without awaiting it. ``templates`` give the names of the save, from epoch, step and metrics.
+
+    Raises:
+        MissingMetricError: a save is due and a template names a metric that was not measured.
+
     """
+    waited = bool(state.waiting) and event.kind in _MEASURED_BY_NOW and not event.awaits
     if event.kind is EventKind.REQUEST:
-        reason: str | None = "requested"
-    elif event.kind is EventKind.TRAIN_END and event.position == state.last_position:
+        reasons: tuple[str, ...] = ("requested",)
+    elif event.kind in _ONLY_IF_UNSAVED and event.position == state.last_position and not waited:
         return state, Skip(f"step {event.step} is already saved" if event.step else "no step was made")
     else:
-        reason = policy.due(event, state.last_save_s)
-    if reason is None:
+        due = policy.due(event, state)
+        reasons = (*(state.waiting if waited else ()), *((due,) if due else ()))
+    if not reasons:
         return state, Skip("nothing is due")
-    return ScheduleState(event.position, event.time_s), Save((reason,))
+    if event.awaits and event.kind is not EventKind.REQUEST:
+        until = f"{event.awaits} is measured"
+        return replace(state, waiting=tuple(f"{reason}, once {until}" for reason in reasons)), Defer(until, reasons)
+    names = tuple(render(each, {**event.metrics, "epoch": event.epoch, "step": event.step}) for each in templates)
+    waiting = () if waited else state.waiting
+    return replace(state, last_position=event.position, last_save_s=event.time_s, waiting=waiting), Save(names, reasons)
 
 
-def plan_retention(
-    policy: PreservationPolicy,
-    records: Sequence[Record],
-    *,
-    protected: Mapping[Path, str],
-    superseded: Mapping[Path, str],
-) -> Plan:
-    """Return what stays and what goes of ``records``, oldest first.
+def begun(state: ScheduleState, stall_s: float) -> ScheduleState:
+    """Return the state once the save that was decided last is on its way, after training was held up ``stall_s``."""
+    return replace(state, stall_s=stall_s, is_writing=True)
 
-    Never removed: the newest record, a pinned one and what ``protected`` names (path to reason). What ``superseded``
-    names (path to reason) counts for no policy.
-    """
-    reasons = dict(policy.select([record for record in records if record.path not in superseded]))
-    if records:
-        reasons.setdefault(records[-1].path, "the newest is never removed")
-    for record in records:
-        if record.pinned:
-            reasons.setdefault(record.path, "pinned")
-    reasons = {**protected, **reasons}
-    return Plan(
-        keep={record.path: reasons[record.path] for record in records if record.path in reasons},
-        remove={
-            record.path: superseded.get(record.path) or policy.why_not(record)
-            for record in records
-            if record.path not in reasons
-        },
+
+def secured(state: ScheduleState, write_s: float) -> ScheduleState:
+    """Return the state once everything saved so far is durable; the last one took ``write_s`` after its stall."""
+    return replace(
+        state,
+        secured_position=state.last_position,
+        secured_s=state.last_save_s,
+        write_s=write_s,
+        is_writing=False,
     )
 
 
-@dataclass(frozen=True, slots=True)
-class Proposal:
-    """A save that is decided but not yet durable, and what its success lets go.
-
-    ``released`` are to be removed afterwards; ``replaced`` has the very name of the new one and goes by being replaced.
-    """
-
-    record: Record
-    plan: Plan
-    released: tuple[Record, ...]
-    replaced: Record | None
-
-
-@dataclass(frozen=True, slots=True)
-class Ledger:
-    """The records of one run, immutable: each change returns a new ledger.
-
-    ``records``: what is to be on disk once every pending save is durable, oldest first; ``pending``: the paths that are
-    not durable yet; ``removed``: what was let go, with reasons, oldest first; ``kept``: the reasons of the last plan;
-    ``lost``: the saves that failed, by path and time, which no plan made before can bring back, and what each was to
-    replace.
-    """
-
-    records: tuple[Record, ...] = ()
-    pending: frozenset[Path] = frozenset()
-    removed: tuple[Fate, ...] = ()
-    kept: Mapping[Path, str] = field(default_factory=dict)
-    lost: Mapping[tuple[Path, float], Record | None] = field(default_factory=dict)
-
-    @property
-    def durable(self) -> tuple[Record, ...]:
-        """The records that are known to be durable, oldest first."""
-        return tuple(record for record in self.records if record.path not in self.pending)
-
-    def propose(
-        self,
-        candidate: Record,
-        policy: PreservationPolicy,
-        *,
-        protected: Mapping[Path, str] = MappingProxyType({}),
-        superseded: Mapping[Path, str] = MappingProxyType({}),
-    ) -> tuple[Ledger, Proposal]:
-        """Return the ledger as it will be once ``candidate`` is durable, and the proposal to hand to the writer.
-
-        A record of the same path is replaced by the candidate.
-        """
-        replaced = next((record for record in self.records if record.path == candidate.path), None)
-        records = (*(record for record in self.records if record is not replaced), candidate)
-        plan = plan_retention(policy, records, protected=protected, superseded=superseded)
-        released = tuple(record for record in records if record.path in plan.remove)
-        after = replace(
-            self,
-            records=tuple(record for record in records if record.path in plan.keep),
-            pending=self.pending | {candidate.path},
-            removed=(
-                *self.removed,
-                *(Fate(record, kept=False, reason=plan.remove[record.path]) for record in released),
-            ),
-            kept=plan.keep,
-        )
-        return after, Proposal(candidate, plan, released, replaced)
-
-    def committed(self, proposal: Proposal, size_bytes: int, still_there: Sequence[Record] = ()) -> Ledger:
-        """Return the ledger with the proposal's record durable, at its true size, and with ``still_there`` back in.
-
-        ``still_there`` are those of ``proposal.released`` that were not removed after all.
-        """
-        done = _key(proposal.record)
-        records = tuple(replace(r, size_bytes=size_bytes) if _key(r) == done else r for r in self.records)
-        return replace(self, records=records, pending=self._pending_without(proposal.record)).with_back(still_there)
-
-    def failed(self, proposal: Proposal) -> Ledger:
-        """Return the ledger without the proposal's record, and with what it let go back in."""
-        gone = _key(proposal.record)
-        lost = {**self.lost, gone: proposal.replaced}
-        replaced = proposal.replaced
-        while replaced is not None and _key(replaced) in lost:
-            replaced = lost[_key(replaced)]
-        return replace(
-            self,
-            records=tuple(record for record in self.records if _key(record) != gone),
-            removed=tuple(fate for fate in self.removed if _key(fate.record) != gone),
-            pending=self._pending_without(proposal.record),
-            lost=lost,
-        ).with_back(proposal.released if replaced is None else (*proposal.released, replaced))
-
-    def history(self) -> tuple[Fate, ...]:
-        """Return every checkpoint of the run, oldest first, and what became of it."""
-        present = tuple(Fate(record, kept=True, reason=self.kept.get(record.path, "")) for record in self.records)
-        return tuple(sorted((*self.removed, *present), key=lambda fate: fate.record.time))
-
-    def with_back(self, back: Sequence[Record]) -> Ledger:
-        """Return the ledger with ``back`` among its records again.
-
-        They are still there, unless their own saves failed, or a later save has their name now.
-        """
-        held = {record.path for record in self.records}
-        back = [record for record in back if _key(record) not in self.lost and record.path not in held]
-        returned = {_key(record) for record in back}
-        return replace(
-            self,
-            records=tuple(sorted((*self.records, *back), key=lambda record: record.time)),
-            removed=tuple(fate for fate in self.removed if _key(fate.record) not in returned),
-        )
-
-    def _pending_without(self, settled: Record) -> frozenset[Path]:
-        """Return what is pending once ``settled`` is not; its path still is if a later save has it."""
-        later = any(record.path == settled.path and record.time != settled.time for record in self.records)
-        return self.pending if later else self.pending - {settled.path}
-
-
-def _key(record: Record) -> tuple[Path, float]:
-    """Return what tells one save from another of the same name."""
-    return record.path, record.time
+def failed(state: ScheduleState) -> ScheduleState:
+    """Return the state once a save has failed: what it was to save counts as not saved."""
+    return replace(state, last_position=state.secured_position, is_writing=False)

@@ -7,10 +7,11 @@ later jobs were going to remove was decided in the belief that the failed one wo
 
 from __future__ import annotations
 
+import time
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import msgspec
 
@@ -63,7 +64,8 @@ class Outcome:
     """What became of a job.
 
     ``durable`` says whether its checkpoint is; ``error`` is what went wrong, if anything did; ``still_there`` are the
-    names that were to be removed and were not; ``size_bytes`` is the size of the file.
+    names that were to be removed and were not; ``size_bytes`` is the size of the file; ``write_s`` is how long the job
+    took, waiting for its turn included.
     """
 
     job: Job
@@ -71,6 +73,7 @@ class Outcome:
     size_bytes: int
     error: Exception | None
     still_there: tuple[str, ...]
+    write_s: float = 0.0
 
 
 class Writer:
@@ -89,7 +92,7 @@ class Writer:
 
     def submit(self, job: Job) -> None:
         """Queue ``job``; its image belongs to the writer from now on."""
-        self._futures.append(self._thread().submit(self._run, job, self._failures_told))
+        self._futures.append(self._thread().submit(self._run, job, self._failures_told, time.monotonic()))
 
     def outcomes(self) -> Iterator[Outcome]:
         """Take what became of the jobs that have ended since the last call, oldest first."""
@@ -121,7 +124,7 @@ class Writer:
             self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="safepoint-writer")
         return self._executor
 
-    def _run(self, job: Job, failures_told: int) -> Outcome:
+    def _run(self, job: Job, failures_told: int, submitted_s: float) -> Outcome:
         """Do ``job``, decided when ``failures_told`` failures were known; it removes only if there were no more."""
         try:
             size_bytes = self._commit(job)
@@ -130,9 +133,15 @@ class Writer:
             return Outcome(job, durable=False, size_bytes=0, error=error, still_there=job.remove)
         finally:
             self._pool.release(job.image)
-        if failures_told < self._failures:
-            return Outcome(job, durable=True, size_bytes=size_bytes, error=None, still_there=job.remove)
-        return self._removed(job, size_bytes)
+        outcome = Outcome(
+            job,
+            durable=True,
+            size_bytes=size_bytes,
+            error=None,
+            still_there=job.remove,
+            write_s=time.monotonic() - submitted_s,
+        )
+        return outcome if failures_told < self._failures else self._removed(outcome)
 
     def _commit(self, job: Job) -> int:
         tail = seal(job)
@@ -146,13 +155,13 @@ class Writer:
             self._store.symlink(names.name, name)
         return size_bytes
 
-    def _removed(self, job: Job, size_bytes: int) -> Outcome:
-        for index, name in enumerate(job.remove):
+    def _removed(self, outcome: Outcome) -> Outcome:
+        for index, name in enumerate(outcome.job.remove):
             try:
                 self._store.remove(name)
             except OSError as error:
-                return Outcome(job, durable=True, size_bytes=size_bytes, error=error, still_there=job.remove[index:])
-        return Outcome(job, durable=True, size_bytes=size_bytes, error=None, still_there=())
+                return replace(outcome, error=error, still_there=outcome.job.remove[index:])
+        return replace(outcome, still_there=())
 
 
 def seal(job: Job) -> bytes:

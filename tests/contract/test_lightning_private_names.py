@@ -47,7 +47,6 @@ def test_find_last_checkpoints_is_what_the_trainer_asks(framework: Framework, tm
         ("_save_on_train_epoch_end", None),
         ("_enable_version_counter", True),
         ("_train_time_interval", None),
-        ("_last_time_checked", None),
     ],
 )
 def test_private_attribute_is_set_by_the_constructor(framework: Framework, name: str, fresh: object) -> None:
@@ -69,13 +68,12 @@ def test_private_attributes_hold_the_arguments(framework: Framework) -> None:
 
 @pytest.mark.parametrize("kind", ["ours", "theirs"])
 def test_private_attributes_tell_of_the_last_save(framework: Framework, tmp_path: Path, kind: str) -> None:
-    """After a save they hold its global step, its path and a monotonic time: loggers read the first."""
+    """After a save they hold its global step and its path: loggers read the first."""
     make = {"ours": framework.ModelCheckpoint, "theirs": framework.original}[kind]
     callback = make(dirpath=tmp_path, filename="a")
     fitted = fit(framework, callback, epochs=2)
     assert callback._last_global_step_saved == fitted.global_step
     assert callback._last_checkpoint_saved == str(tmp_path / "a.ckpt")
-    assert isinstance(callback._last_time_checked, float)
 
 
 def test_constructor_begins_with_the_parameters_of_the_framework(framework: Framework) -> None:

@@ -62,7 +62,7 @@ def test_wrong_argument_is_refused(tmp_path: Path, changes: dict[str, Any], mess
         (lambda: keep.best(""), r"name of a metric"),
         (lambda: keep.latest(0), r"n=0.*1 or more"),
         (lambda: keep.every(), r"given: none"),
-        (lambda: keep.every(epochs=1, steps=1), r"given: both"),
+        (lambda: keep.every(epochs=1, steps=1), r"given: epochs, steps"),
     ],
 )
 def test_wrong_policy_is_refused(build: Callable[[], object], message: str) -> None:

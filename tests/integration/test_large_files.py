@@ -16,7 +16,7 @@ from safepoint import Checkpointer, keep, when
 
 
 @pytest.mark.torture
-def test_checkpoint_beyond_four_gigabytes_is_read_by_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_checkpoint_beyond_four_gigabytes_is_read_by_all(tmp_path: Path) -> None:
     """A storage of more than 4 GiB, and one behind it, verify and are read by torch (all ways), zipfile and unzip."""
     big = torch.zeros((1 << 32) + 4096, dtype=torch.uint8)
     big[-1] = 7
@@ -26,8 +26,11 @@ def test_checkpoint_beyond_four_gigabytes_is_read_by_all(tmp_path: Path, monkeyp
     path = tmp_path / "epoch=0-step=1.ckpt"
     assert safepoint.verify(path) == []
     for computed in (False, True):
-        monkeypatch.setattr(config.load, "calculate_storage_offsets", computed)
-        loaded = torch.load(path, mmap=True, weights_only=True)["notes"]
+        config.load.calculate_storage_offsets = computed
+        try:
+            loaded = torch.load(path, mmap=True, weights_only=True)["notes"]
+        finally:
+            config.load.calculate_storage_offsets = False
         assert int(loaded["big"][-1]) == 7
         assert torch.equal(loaded["behind"], torch.arange(5))
     with zipfile.ZipFile(path) as archive:

@@ -76,6 +76,12 @@ CASES: dict[str, Case] = {
     "last, linked": Case([{**BEST, "save_last": "link", "filename": NAMED}]),
     "last, linked, all kept": Case([{"save_last": "link", **ALL}]),
     "last, linked, no top k": Case([{"save_last": "link", "save_top_k": 0}]),
+    "last, linked, no top k, by steps": Case(
+        [{"save_last": "link", "save_top_k": 0, "every_n_train_steps": 2}], batches=3
+    ),
+    "last, linked, no top k, by steps, at validation": Case(
+        [{"save_last": "link", "save_top_k": 0, "every_n_train_steps": 2, "save_on_train_epoch_end": False}], batches=3
+    ),
     "weights only": Case([{**BEST, "save_weights_only": True}]),
     "weights only, last": Case([{"save_weights_only": True, "save_last": True}]),
     "every 2 steps": Case([{"every_n_train_steps": 2, **ALL}], batches=3),

@@ -10,7 +10,7 @@ from safepoint import when
 from safepoint.errors import ConfigurationError
 from safepoint.keep import checked_mode
 from safepoint.naming import check_template
-from safepoint.records import Event
+from safepoint.records import Event, ScheduleState
 from safepoint.when import SavePolicy
 
 _OWNER = "ModelCheckpoint"
@@ -54,7 +54,7 @@ def triggers(
 class Never(SavePolicy):
     """Be due at no event."""
 
-    def due(self, event: Event, last_save_s: float) -> str | None:  # noqa: ARG002 - one signature for all policies
+    def due(self, event: Event, state: ScheduleState) -> str | None:  # noqa: ARG002 - one signature for all policies
         """Return ``None``."""
         return None
 

@@ -19,12 +19,16 @@ from typing import Any, Literal
 
 from torch import Tensor
 
+from safepoint import schedule
 from safepoint.integrations import configuration, resume
 from safepoint.integrations.saving import Saving, number
-from safepoint.records import Event, EventKind
+from safepoint.ledger import Ledger
+from safepoint.records import Decision, Event, EventKind, Save, ScheduleState
 from safepoint.run import OnError, Options, Run, Staging
-from safepoint.schedule import Ledger
 from safepoint.stores.local import check_directory
+
+_NOWHERE = (-1, -1, -1)
+"""A position that no event has: whether a step is saved already is asked of the framework's own attribute."""
 
 
 class ModelCheckpointBody(Saving):
@@ -90,7 +94,7 @@ class ModelCheckpointBody(Saving):
             enable_version_counter=enable_version_counter,
         )
         self._triggers = configuration.triggers(every_n_train_steps, train_time_interval, every_n_epochs)
-        self._deferred: str | None = None
+        self._schedule = schedule.start(_NOWHERE, 0.0)
         self._run: Run | None = None
         self._peers: list[Run] = []
         self._carried: tuple[str, Ledger] | None = None
@@ -124,19 +128,17 @@ class ModelCheckpointBody(Saving):
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:  # noqa: ARG002 - the framework's signature
         """Start the clock of ``train_time_interval``."""
-        self._last_time_checked = time.monotonic()
+        self._schedule = schedule.start(_NOWHERE, time.monotonic())
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:  # noqa: ARG002
         """Save if ``every_n_train_steps`` or ``train_time_interval`` is due."""
         self._settle(trainer)
-        reason = self._due(trainer, EventKind.STEP)
-        if reason is None or self._skips(trainer):
+        decided = self._decide(trainer, EventKind.STEP)
+        if not isinstance(decided[1], Save) or self._skips(trainer):
             return
         if self._measured_later(trainer):
-            self._deferred = f"{reason}, after validation"
-            return
-        self._last_time_checked = time.monotonic()
-        self._save(trainer, reason, last=True)
+            decided = self._decide(trainer, EventKind.STEP, awaits=str(self.monitor))
+        self._follow(trainer, decided, last=True)
 
     def on_validation_end(self, trainer: Any, pl_module: Any) -> None:  # noqa: ARG002 - the framework's signature
         """Save what waited for this validation, or what is due at validation's end."""
@@ -144,8 +146,8 @@ class ModelCheckpointBody(Saving):
         self._has_validated = self._has_validated or not trainer.sanity_checking
         if self._skips(trainer):
             return
-        if self._deferred is not None:
-            self._save_deferred(trainer)
+        if self._schedule.waiting:
+            self._follow(trainer, self._decide(trainer, EventKind.VALIDATION_END), last=True)
         elif not self._saves_on_train_epoch_end(trainer):
             self._save_at_epoch(trainer)
 
@@ -154,16 +156,16 @@ class ModelCheckpointBody(Saving):
         self._settle(trainer)
         if self._skips(trainer):
             return
-        if self._deferred is not None and not trainer.enable_validation:
-            self._save_deferred(trainer)
+        if self._schedule.waiting and not trainer.enable_validation:
+            self._follow(trainer, self._decide(trainer, EventKind.EPOCH_END), last=True)
         elif self._saves_on_train_epoch_end(trainer):
             self._save_at_epoch(trainer)
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:  # noqa: ARG002 - the framework's signature
         """Save what still waits, see to ``save_last``, and return when everything is durable."""
         self._settle(trainer)
-        if self._deferred is not None and not self._skips(trainer):
-            self._save_deferred(trainer)
+        if self._schedule.waiting and not self._skips(trainer):
+            self._follow(trainer, self._decide(trainer, EventKind.TRAIN_END), last=True)
         if self.save_last and not self._last_checkpoint_saved and not trainer.fast_dev_run:
             self._save(trainer, "train end", top_k=False, last=True)
         self._wait(trainer)
@@ -225,12 +227,21 @@ class ModelCheckpointBody(Saving):
 
     # When.
 
-    def _due(self, trainer: Any, kind: EventKind) -> str | None:
-        """Return why a save is due; a matter of time is decided on rank 0 for all."""
+    def _decide(self, trainer: Any, kind: EventKind, awaits: str = "") -> tuple[ScheduleState, Decision]:
+        """Return what the pure core decides, and its next state; a matter of time is decided on rank 0 for all.
+
+        Names are found when the top k is known.
+        """
         now, step, epoch = time.monotonic(), trainer.global_step, trainer.current_epoch
-        event = Event(kind, step, epoch, (step, epoch, 0), now)
-        due = self._triggers.due(event, self._last_time_checked or now)
-        return trainer.strategy.broadcast(due) if self._train_time_interval is not None else due
+        event = Event(kind, step, epoch, (step, epoch, 0), now, awaits=awaits)
+        decided = schedule.decide(self._triggers, self._schedule, event)
+        return trainer.strategy.broadcast(decided) if self._train_time_interval is not None else decided
+
+    def _follow(self, trainer: Any, decided: tuple[ScheduleState, Decision], *, last: bool) -> None:
+        """Do what was decided."""
+        self._schedule, decision = decided
+        if isinstance(decision, Save):
+            self._save(trainer, "; ".join(decision.reasons), last=last)
 
     def _skips(self, trainer: Any) -> bool:
         """Tell whether nothing is saved now: outside of fitting, in a dry run, or at a step that is saved already."""
@@ -277,21 +288,20 @@ class ModelCheckpointBody(Saving):
         return bool(trainer.val_check_interval == 1.0)
 
     def _save_at_epoch(self, trainer: Any) -> None:
-        reason = self._due(trainer, EventKind.EPOCH_END)
-        if reason is None:
-            return
-        if self._is_measured(trainer) or self._has_validated or not trainer.enable_validation:
-            self._save(trainer, reason, last=False)
+        """Save what is due at the epoch hook; where ``last`` is a "link" to nothing but itself, refresh it here."""
+        decided = self._decide(trainer, EventKind.EPOCH_END)
+        last = self.save_last == "link" and self.save_top_k == 0 and bool(self._last_checkpoint_saved)
+        if not isinstance(decided[1], Save):
+            if last:
+                self._save(trainer, "epoch end", last=True)
+        elif self._is_measured(trainer) or self._has_validated or not trainer.enable_validation:
+            self._follow(trainer, decided, last=last)
         elif not self._waits_told:
             self._waits_told = True
             self.framework.warn(
                 f"ModelCheckpoint(monitor={self.monitor!r}) saves nothing until the first validation: so far, "
                 f"{', '.join(map(repr, sorted(trainer.callback_metrics))) or 'nothing'} is logged."
             )
-
-    def _save_deferred(self, trainer: Any) -> None:
-        reason, self._deferred = self._deferred or "", None
-        self._save(trainer, reason, last=True)
 
     # Where, and what the trainer asks.
 

@@ -13,9 +13,9 @@ from typing import Any
 from safepoint import reader
 from safepoint.catalog import Catalog
 from safepoint.errors import CheckpointError, DamagedCheckpointError, NotACheckpointError
+from safepoint.ledger import Ledger
 from safepoint.records import Record
 from safepoint.restore import check_sound as check_file
-from safepoint.schedule import Ledger
 
 
 def local_path(path: Any) -> Path | None:

@@ -41,6 +41,13 @@ class TopK(PreservationPolicy):
         """Say that better ones hold the places."""
         return f"not {self._place} by {self.metric} ({self._shown(record)})"
 
+    def takes(self, record: Record, records: Sequence[Record]) -> str:  # noqa: ARG002 - one signature for all policies
+        """Name the value to beat, which is the worst that holds a place."""
+        held = [other for other in records if other.path in self.select(records)]
+        if len(held) < self.k:
+            return f"a free one of the {self.k} places"
+        return f"{self.metric} {'below' if self.mode == 'min' else 'above'} {self._shown(self.worst(held))}"
+
     @property
     def metrics(self) -> frozenset[str]:
         """The one metric."""

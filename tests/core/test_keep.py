@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -138,7 +139,7 @@ def test_every_gives_reasons() -> None:
     assert dict(steps.select([_record(0, step=5)])) == {Path("0.ckpt"): "one for every 5 steps"}
     assert dict(epochs.select([_record(0, epoch=1)])) == {Path("0.ckpt"): "one for every 2 epochs"}
     assert steps.why_not(_record(0)) == "not the one for its 5 steps"
-    assert epochs.why_not(_record(0)) == "not the last of a 2th epoch"
+    assert epochs.why_not(_record(0)) == "not the last of a 2nd epoch"
 
 
 def test_all_keeps_everything() -> None:
@@ -219,8 +220,123 @@ def test_best_needs_the_name_of_a_metric(metric: Any) -> None:
         keep.best(metric)
 
 
-@pytest.mark.parametrize(("arguments", "given_"), [({}, "none"), ({"epochs": 1, "steps": 1}, "both")])
+@pytest.mark.parametrize(("arguments", "given_"), [({}, "none"), ({"epochs": 1, "steps": 1}, "epochs, steps")])
 def test_every_takes_exactly_one_unit(arguments: dict[str, Any], given_: str) -> None:
     """None and two units are refused."""
     with pytest.raises(ConfigurationError, match=f"given: {given_}"):
         keep.every(**arguments)
+
+
+def test_best_ranks_late() -> None:
+    """What was saved before ``after_step`` holds no place, and says from where on it would count."""
+    policy = keep.best("loss", after_step=2)
+    records = _losses([0.1, 0.2, 0.5, 0.4])
+    assert policy.select(records) == {Path("3.ckpt"): "best by loss (0.4)"}
+    assert policy.why_not(records[0]) == "not the best by loss (which counts from step 2)"
+    assert policy.takes(records[0], records) == "ranking from step 0 on"
+
+
+@pytest.mark.parametrize("after_step", [-1, 1.5, True, "3", None])
+def test_best_counts_from_a_step(after_step: Any) -> None:
+    """What is no step is refused."""
+    with pytest.raises(ConfigurationError, match="after_step"):
+        keep.best("loss", after_step=after_step)
+
+
+def test_within_age_counts_from_the_newest() -> None:
+    """What is at most so much older than the newest stays, the limit included."""
+    records = [_record(index) for index in (0, 50, 70, 130)]
+    policy = keep.within(minutes=1)
+    assert policy.select(records) == dict.fromkeys(
+        (Path("70.ckpt"), Path("130.ckpt")), "at most 60 s older than the newest"
+    )
+    assert policy.why_not(records[0]) == "more than 60 s older than the newest"
+    assert policy.takes(records[0], records) == "keep.within(seconds=130)"
+    assert policy.takes(records[0], []) == "keep.within(seconds=0)"
+    assert policy.select([]) == {}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "limit_s"), [({"seconds": 3}, 3), ({"minutes": 2}, 120), ({"hours": 1}, 3600), ({"days": 0.5}, 43200)]
+)
+def test_within_takes_any_unit_of_time(arguments: dict[str, float], limit_s: float) -> None:
+    """Each unit means what it says."""
+    assert keep.within(**arguments) == keep.WithinAge(limit_s)
+
+
+def _sized(*gigabytes: float) -> list[Record]:
+    return [replace(_record(index), size_bytes=int(size * 1e9)) for index, size in enumerate(gigabytes)]
+
+
+def test_within_gigabytes_keeps_the_newest_that_fit() -> None:
+    """Going back from the newest, they stay until one does not fit; the ones behind it go even if they would."""
+    records = _sized(0.5, 3, 2, 1)
+    policy = keep.within(gigabytes=5)
+    assert policy.select(records) == dict.fromkeys((Path("3.ckpt"), Path("2.ckpt")), "among the newest 5 GB")
+    assert policy.why_not(records[0]) == "not among the newest 5 GB"
+    assert policy.takes(records[1], records) == "keep.within(gigabytes=6)"
+    assert policy.takes(records[0], records) == "keep.within(gigabytes=6.5)"
+    assert policy.takes(records[0], records[1:]) == "keep.within(gigabytes=0.5)"
+
+
+def test_within_gigabytes_keeps_the_newest_in_any_case() -> None:
+    """A budget that is too small for a single one still keeps one."""
+    assert list(keep.within(gigabytes=0.1).select(_sized(1, 1))) == [Path("1.ckpt")]
+    assert keep.within(gigabytes=0.1).select([]) == {}
+
+
+def test_within_gigabytes_counts_the_unwritten_as_the_largest() -> None:
+    """The size of what is still being written is not known: it counts as much as the largest there is."""
+    assert list(keep.within(gigabytes=5).select(_sized(2, 1, 0))) == [Path("2.ckpt"), Path("1.ckpt"), Path("0.ckpt")]
+    assert list(keep.within(gigabytes=4).select(_sized(2, 1, 0))) == [Path("2.ckpt"), Path("1.ckpt")]
+
+
+@pytest.mark.parametrize("arguments", [{}, {"days": 1, "gigabytes": 1}, {"gigabytes": 0}, {"hours": -1}, {"days": "1"}])
+def test_within_takes_one_positive_unit(arguments: dict[str, Any]) -> None:
+    """None, two, zero, less and text are refused."""
+    with pytest.raises(ConfigurationError, match=r"keep\.within"):
+        keep.within(**arguments)
+
+
+def test_pinned_keeps_what_is_pinned() -> None:
+    """Only what was saved as pinned."""
+    records = [replace(_record(0), pinned=True), _record(1)]
+    assert keep.pinned().select(records) == {Path("0.ckpt"): "pinned"}
+    assert keep.pinned().why_not(records[1]) == "not pinned"
+    assert keep.pinned().takes(records[1], records) == "save(pinned=True)"
+
+
+@pytest.mark.parametrize(
+    ("policy", "takes"),
+    [
+        (keep.best("loss"), "loss below 0.3"),
+        (keep.best("loss", 2), "loss below 0.5"),
+        (keep.best("loss", mode="max"), "loss at least 0.9"),
+        (keep.best("loss", 4), "a number for loss"),
+        (keep.latest(), "keep.latest(2)"),
+        (keep.every(steps=2), "being the first one from step 2 on"),
+        (keep.every(steps=10), "being the first one from step 10 on"),
+        (keep.every(epochs=3), "being the last of a 3rd epoch"),
+        (keep.all(), "nothing more"),
+        (keep.best("loss") | keep.latest(), "loss below 0.3, or keep.latest(2)"),
+    ],
+)
+def test_policies_tell_what_it_takes(policy: PreservationPolicy, takes: str) -> None:
+    """Every policy tells what would have kept a record: here the last but one, of four."""
+    records = _losses([0.3, 0.5, 0.9, 1.0])
+    records = [records[0], records[1], records[3], records[2]]
+    times = [replace(record, time=float(time)) for time, record in enumerate(records)]
+    assert policy.takes(times[2], times) == takes
+
+
+@pytest.mark.parametrize(("mode", "takes"), [("min", "loss at most 0.3"), ("max", "loss at least 0.3")])
+def test_an_earlier_record_needs_only_to_equal(mode: keep.Mode, takes: str) -> None:
+    """Ties keep the earlier one, so the earlier one need not be better."""
+    records = _losses([0.9 if mode == "min" else 0.1, 0.3])
+    assert keep.best("loss", mode=mode).takes(records[0], records) == takes
+
+
+@pytest.mark.parametrize(("number", "ordinal"), [(1, "1st"), (4, "4th"), (11, "11th"), (22, "22nd"), (113, "113th")])
+def test_ordinals_read_well(number: int, ordinal: str) -> None:
+    """As one says them."""
+    assert keep.every(epochs=number).why_not(_record(0)) == f"not the last of a {ordinal} epoch"

@@ -1,4 +1,4 @@
-"""The decisions of a run: when to save, and what stays."""
+"""What stays and what goes: the plan, and the ledger of a run."""
 
 from __future__ import annotations
 
@@ -9,17 +9,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from safepoint import keep, when
+from safepoint import keep
 from safepoint.keep import PreservationPolicy
-from safepoint.records import Event, EventKind, Fate, Plan, Record, Save, Skip
-from safepoint.schedule import Ledger, Proposal, ScheduleState, decide, plan_retention
+from safepoint.ledger import Ledger, Proposal, plan_retention
+from safepoint.records import Fate, Plan, Record
 
-START = ScheduleState((0, 0, 0), 0.0)
 NOTHING: dict[Path, str] = {}
-
-
-def _event(kind: EventKind, step: int = 0, *, epoch: int = 0, time_s: float = 0.0) -> Event:
-    return Event(kind, step, epoch, (step, epoch, step), time_s)
 
 
 def _record(name: str, time: float, *, pinned: bool = False, **metrics: float) -> Record:
@@ -42,58 +37,6 @@ def _saved(policy: PreservationPolicy, *records: Record) -> Ledger:
 
 def _names(ledger: Ledger) -> list[str]:
     return [record.path.stem for record in ledger.records]
-
-
-# decide
-
-
-def test_decide_saves_when_the_policy_is_due() -> None:
-    """A due save carries the policy's reason, and the next one counts from here."""
-    event = _event(EventKind.STEP, 10, time_s=5.0)
-    assert decide(when.every(steps=10), START, event) == (ScheduleState((10, 0, 10), 5.0), Save(("every 10 steps",)))
-
-
-def test_decide_skips_when_nothing_is_due() -> None:
-    """Nothing due: the state stays as it is, and the decision says so."""
-    assert decide(when.every(steps=10), START, _event(EventKind.STEP, 9, time_s=5.0)) == (START, Skip("nothing is due"))
-
-
-def test_decide_always_saves_on_request() -> None:
-    """A request saves whatever the policy says, even where nothing has changed since the last save."""
-    state, decision = decide(when.train_end(), START, _event(EventKind.REQUEST, time_s=3.0))
-    assert decision == Save(("requested",))
-    assert state == ScheduleState((0, 0, 0), 3.0)
-
-
-def test_decide_saves_at_train_end_what_is_not_saved() -> None:
-    """A run that has moved on since its last save is saved at the end of training."""
-    state = ScheduleState((10, 0, 10), 0.0)
-    assert decide(when.train_end(), state, _event(EventKind.TRAIN_END, 12))[1] == Save(("train end",))
-
-
-def test_decide_does_not_save_the_same_position_twice() -> None:
-    """The end of training right after a save saves nothing again, and says why."""
-    policy = when.every(steps=10) | when.train_end()
-    state, _ = decide(policy, START, _event(EventKind.STEP, 10))
-    assert decide(policy, state, _event(EventKind.TRAIN_END, 10)) == (state, Skip("step 10 is already saved"))
-
-
-def test_decide_does_not_save_an_empty_run() -> None:
-    """A run without a single step has nothing to save at its end."""
-    assert decide(when.train_end(), START, _event(EventKind.TRAIN_END)) == (START, Skip("no step was made"))
-
-
-def test_decide_without_train_end_policy_leaves_the_end_alone() -> None:
-    """Where the policy does not ask for it, the end of training is no reason to save."""
-    assert decide(when.every(steps=10), START, _event(EventKind.TRAIN_END, 7))[1] == Skip("nothing is due")
-
-
-def test_decide_counts_time_from_the_last_save_of_any_kind() -> None:
-    """A save for another reason starts the time interval afresh."""
-    policy = when.every(steps=2) | when.every(seconds=10)
-    state, _ = decide(policy, START, _event(EventKind.STEP, 2, time_s=8.0))
-    assert decide(policy, state, _event(EventKind.STEP, 3, time_s=12.0))[1] == Skip("nothing is due")
-    assert decide(policy, state, _event(EventKind.STEP, 5, time_s=18.0))[1] == Save(("every 10 s",))
 
 
 # plan_retention
@@ -340,3 +283,80 @@ def _settled(ledger: Ledger, disk: set[Path], proposal: Proposal, outcome: str) 
         return ledger.committed(proposal, 7, still_there=proposal.released)
     disk.difference_update(record.path for record in proposal.released)
     return ledger.committed(proposal, 7)
+
+
+def test_late_metrics_attach_to_their_step() -> None:
+    """What was measured on the weights of a step counts for what was saved there, kept or removed, and no other."""
+    policy = keep.best("loss") | keep.latest()
+    ledger = _saved(policy, _record("a", 1), _record("b", 2), _record("c", 3))
+    ledger = ledger.measured(2, {"loss": 0.5}).measured(1, {"loss": 0.1})
+    assert [(fate.record.path.stem, dict(fate.record.metrics)) for fate in ledger.history()] == [
+        ("a", {"loss": 0.1}),
+        ("b", {"loss": 0.5}),
+        ("c", {}),
+    ]
+
+
+def test_late_metrics_count_in_the_next_plan() -> None:
+    """A checkpoint that turns out to be the best stays as the best."""
+    policy = keep.best("loss")
+    ledger = _saved(policy, _record("a", 1, loss=1.0), _record("b", 2)).measured(2, {"loss": 0.5})
+    ledger, proposal = ledger.propose(_record("c", 3, loss=0.7), policy)
+    assert [record.path for record in proposal.released] == _paths("a")
+    assert ledger.kept[Path("b.ckpt")] == "best by loss (0.5)"
+
+
+def test_explain_tells_why_a_checkpoint_is_kept() -> None:
+    """What a policy keeps, says by which rule; what protects one, too."""
+    policy = keep.best("loss") | keep.latest()
+    ledger = _saved(policy, _record("a", 1, loss=0.5), _record("b", 2, loss=0.7))
+    assert ledger.explain(Path("a.ckpt"), policy) == "a.ckpt is kept: best by loss (0.5)."
+    assert ledger.explain(Path("b.ckpt"), policy) == "b.ckpt is kept: the latest."
+    protected = {Path("a.ckpt"): "the run was resumed from it"}
+    assert ledger.explain(Path("a.ckpt"), keep.latest(), protected=protected) == (
+        "a.ckpt is kept: the run was resumed from it."
+    )
+
+
+def test_explain_tells_what_the_newest_lacks() -> None:
+    """What stays only while it is the newest says so, and what it would take to stay."""
+    policy = keep.best("loss")
+    ledger = _saved(policy, _record("a", 1, loss=0.5), _record("b", 2, loss=0.7))
+    assert ledger.explain(Path("b.ckpt"), policy) == (
+        "b.ckpt is kept while it is the newest, but is not the best by loss (0.7). To stay after the next save, it "
+        "would take loss below 0.5, or save(pinned=True)."
+    )
+
+
+def test_explain_tells_what_goes_next() -> None:
+    """What the next save will let go says so, here because a late metric has dethroned it."""
+    policy = keep.best("loss")
+    ledger = _saved(policy, _record("a", 1, loss=0.5), _record("b", 2)).measured(2, {"loss": 0.1})
+    assert ledger.explain(Path("a.ckpt"), policy) == (
+        "a.ckpt goes with the next save: not the best by loss (0.5). To stay, it would take loss at most 0.1, or "
+        "save(pinned=True)."
+    )
+
+
+def test_explain_tells_what_went() -> None:
+    """What was removed tells why, and what would have kept it; of one name the latest is meant."""
+    policy = keep.latest() | keep.pinned()
+    ledger = _saved(policy, _record("a", 1), _record("b", 2))
+    assert ledger.explain(Path("a.ckpt"), policy) == (
+        "a.ckpt was removed: not the latest and not pinned. To stay, it would have taken keep.latest(2), or "
+        "save(pinned=True)."
+    )
+    ledger, _ = ledger.propose(_record("a", 3), policy)
+    assert ledger.explain(Path("a.ckpt"), policy) == "a.ckpt is kept: the latest."
+
+
+def test_explain_knows_its_own_only() -> None:
+    """Of what is not the run's there is nothing to tell."""
+    assert Ledger().explain(Path("a.ckpt"), keep.all()) is None
+
+
+def test_late_metrics_survive_a_failure() -> None:
+    """What was measured late stays attached to a checkpoint that was to go, and stays because its successor failed."""
+    ledger, proposal = _saved(keep.latest(), _record("a", 1)).propose(_record("b", 2), keep.latest())
+    ledger = ledger.measured(1, {"loss": 0.5}).failed(proposal)
+    assert [dict(record.metrics) for record in ledger.records] == [{"loss": 0.5}]
