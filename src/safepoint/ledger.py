@@ -5,7 +5,7 @@ No clock, no disk, no torch: what happened is handed in, removal is done elsewhe
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
@@ -114,8 +114,11 @@ class Ledger:
         ``still_there`` are those of ``proposal.released`` that were not removed after all.
         """
         done = _key(proposal.record)
-        records = tuple(replace(r, size_bytes=size_bytes) if _key(r) == done else r for r in self.records)
-        return replace(self, records=records, pending=self._pending_without(proposal.record)).with_back(still_there)
+
+        def sized(record: Record) -> Record:
+            return replace(record, size_bytes=size_bytes) if _key(record) == done else record
+
+        return replace(self._each(sized), pending=self._pending_without(proposal.record)).with_back(still_there)
 
     def failed(self, proposal: Proposal) -> Ledger:
         """Return the ledger without the proposal's record, and with what it let go back in."""
@@ -141,11 +144,7 @@ class Ledger:
         def attached(record: Record) -> Record:
             return replace(record, metrics={**record.metrics, **metrics}) if record.step == step else record
 
-        return replace(
-            self,
-            records=tuple(attached(record) for record in self.records),
-            removed=tuple(replace(fate, record=attached(fate.record)) for fate in self.removed),
-        )
+        return self._each(attached)
 
     def explain(self, path: Path, policy: PreservationPolicy, *, protected: Mapping[Path, str] = NOTHING) -> str | None:
         """Say why the checkpoint at ``path`` is kept or not, and what it would take; ``None`` if it is unknown."""
@@ -190,6 +189,14 @@ class Ledger:
             self,
             records=tuple(sorted((*self.records, *back), key=lambda record: record.time)),
             removed=tuple(fate for fate in self.removed if _key(fate.record) not in returned),
+        )
+
+    def _each(self, change: Callable[[Record], Record]) -> Ledger:
+        """Return the ledger with every record changed, those removed, too: a failure may bring them back."""
+        return replace(
+            self,
+            records=tuple(change(record) for record in self.records),
+            removed=tuple(replace(fate, record=change(fate.record)) for fate in self.removed),
         )
 
     def _pending_without(self, settled: Record) -> frozenset[Path]:

@@ -99,6 +99,7 @@ class Run:
         self._writer = Writer(self._store, self._pool)
         self._under_way: deque[tuple[Names, Proposal | None]] = deque()  # of the jobs queued, in their order
         self._last_time = 0.0
+        self._last_size_bytes = 0
 
     def adopt(self, identity: str, ledger: Ledger) -> None:
         """Go on as the run ``identity``, which has saved what is in ``ledger``; clean up what dead writers left."""
@@ -108,14 +109,17 @@ class Run:
         clean(self.directory)
 
     def candidate(self, snapshot: Snapshot, name: str) -> Record:
-        """Return the record that ``snapshot`` would have as ``name``; its time is later than any before in this run."""
+        """Return the record that ``snapshot`` would have as ``name``; its time is later than any before in this run.
+
+        Until it is written, its size is taken to be that of the one before.
+        """
         return Record(
             path=self.directory / name,
             step=snapshot.step,
             epoch=snapshot.epoch,
             metrics=dict(snapshot.metrics),
             time=max(time.time(), self._last_time + 1e-6),
-            size_bytes=0,
+            size_bytes=self._last_size_bytes,
             reasons=snapshot.reasons,
             pinned=snapshot.pinned,
             run=self.identity,
@@ -142,7 +146,7 @@ class Run:
         except BaseException:
             self._pool.release(image)
             raise
-        self._last_time = record.time
+        self._last_time, self._last_size_bytes = record.time, layout.body_bytes
         self.ledger = ledger
         released: tuple[str, ...] = ()
         if proposed is not None:

@@ -360,3 +360,11 @@ def test_late_metrics_survive_a_failure() -> None:
     ledger, proposal = _saved(keep.latest(), _record("a", 1)).propose(_record("b", 2), keep.latest())
     ledger = ledger.measured(1, {"loss": 0.5}).failed(proposal)
     assert [dict(record.metrics) for record in ledger.records] == [{"loss": 0.5}]
+
+
+def test_sizes_survive_a_failure() -> None:
+    """A record that was let go before it was written, and stays because its successor failed, has its true size."""
+    ledger, first = Ledger().propose(_record("a", 1), keep.latest())
+    ledger, second = ledger.propose(_record("b", 2), keep.latest())
+    ledger = ledger.committed(first, 7).failed(second)
+    assert [record.size_bytes for record in ledger.records] == [7]
