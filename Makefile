@@ -6,13 +6,16 @@ BIN := $(VENV)/bin
 CONSTRAINTS ?= constraints.txt
 PIP_INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --quiet --constraint $(CONSTRAINTS)
 
-.PHONY: demo test torture lint types check clean
+.PHONY: demo test core torture lint types check clean
 
 demo: $(VENV)/demo.stamp  ## train on real data, see what is kept and why, survive a SIGKILL
 	$(BIN)/python examples/demo.py
 
 test: $(VENV)/dev.stamp  ## the whole test suite
 	$(BIN)/python -m pytest -m "not torture"
+
+core: $(VENV)/dev.stamp  ## the decisions alone: pure, without torch, every branch covered
+	$(BIN)/python -m pytest tests/core -m "not torture" --cov --cov-config=tests/core/coverage.toml --cov-report=term-missing
 
 torture: $(VENV)/dev.stamp  ## the long crash and size tests
 	$(BIN)/python -m pytest -m torture
@@ -24,7 +27,7 @@ lint: $(VENV)/dev.stamp
 types: $(VENV)/dev.stamp
 	$(BIN)/mypy
 
-check: lint types test  ## what CI runs
+check: lint types core test  ## what CI runs
 
 clean:
 	rm -rf $(VENV)

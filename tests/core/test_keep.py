@@ -340,3 +340,8 @@ def test_an_earlier_record_needs_only_to_equal(mode: keep.Mode, takes: str) -> N
 def test_ordinals_read_well(number: int, ordinal: str) -> None:
     """As one says them."""
     assert keep.every(epochs=number).why_not(_record(0)) == f"not the last of a {ordinal} epoch"
+
+
+def test_all_leaves_nothing_to_want() -> None:
+    """Whatever else sorted a record out, ``all()`` has nothing against it."""
+    assert keep.all().why_not(_record(0)) == "not counted"

@@ -433,7 +433,7 @@ class Same(list[Any]):
 
 
 TestRuns = Runs.TestCase
-TestRuns.settings = settings(max_examples=80, stateful_step_count=30, deadline=None, derandomize=True)
+TestRuns.settings = settings(max_examples=200, stateful_step_count=30, deadline=None, derandomize=True)
 
 
 @pytest.mark.torture
