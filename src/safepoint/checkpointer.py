@@ -23,8 +23,9 @@ from safepoint.errors import (
 from safepoint.keep import Mode, PreservationPolicy
 from safepoint.ledger import Ledger
 from safepoint.naming import check_template, first_free
+from safepoint.pipeline import OnError, Options, Pipeline, Snapshot, Staging
 from safepoint.records import NO_METRICS, Event, EventKind, Progress, Record, Save
-from safepoint.run import OnError, Options, Run, Settled, Snapshot, Staging
+from safepoint.run import Run, Settled
 from safepoint.signals import Signals
 from safepoint.stores.local import check_directory
 from safepoint.when import SavePolicy
@@ -75,7 +76,7 @@ class Checkpointer:
         self._save_policy = save
         self._keep_policy = keep
         self._filename = filename
-        self._run = Run(self.directory, options)
+        self._run = Run(Pipeline(self.directory, options))
         self._progress = Progress()
         self._schedule = schedule.start((0, 0, 0), time.monotonic())
         self._measured = _Measured({})

@@ -49,7 +49,8 @@ class Names:
 class Job:
     """One staged checkpoint and what to do with it.
 
-    ``manifest`` still lacks sizes and digests; ``remove`` goes once the checkpoint is durable under all its names.
+    ``manifest`` still lacks sizes and digests; ``remove`` goes once the checkpoint is durable under all its names, of
+    which ``more`` are those that others have for it: links to the same bytes, each with links of its own.
     """
 
     image: Image
@@ -57,6 +58,7 @@ class Job:
     manifest: Manifest
     names: Names
     remove: tuple[str, ...] = ()
+    more: tuple[Names, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,10 +151,13 @@ class Writer:
         size_bytes = body_bytes + len(tail)
         names = job.names
         self._store.write(names.name, _slabs(job.image, body_bytes, tail), size_bytes, replace=names.replace)
-        for name in names.links:
-            self._store.link(names.name, name)
-        for name in names.symlinks:
-            self._store.symlink(names.name, name)
+        for other in job.more:
+            self._store.link(names.name, other.name, replace=other.replace)
+        for each in (names, *job.more):
+            for name in each.links:
+                self._store.link(each.name, name)
+            for name in each.symlinks:
+                self._store.symlink(each.name, name)
         return size_bytes
 
     def _removed(self, outcome: Outcome) -> Outcome:

@@ -324,7 +324,7 @@ def test_history_tells_of_the_removed_ones(tmp_path: Path) -> None:
 def test_clock_that_goes_back_changes_no_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The newest is what was saved last, also if the clock was set back in between, and after a resumption."""
     clock = iter(range(10**6, 0, -1000))
-    monkeypatch.setattr("safepoint.run.time.time", lambda: float(next(clock)))
+    monkeypatch.setattr("safepoint.pipeline.time.time", lambda: float(next(clock)))
     for epochs in (2, 4):
         train(tmp_path, epochs=epochs, save=when.every(epochs=1), preserve=keep.all())
     assert [record.step for record in _records(tmp_path)] == [4, 8, 12, 16]

@@ -37,7 +37,7 @@ class FullDisk(LocalStore):
 @pytest.fixture
 def full_disk(monkeypatch: pytest.MonkeyPatch) -> type[FullDisk]:
     """Let every run write to a disk that is full at chosen moments."""
-    monkeypatch.setattr("safepoint.run.LocalStore", FullDisk)
+    monkeypatch.setattr("safepoint.pipeline.LocalStore", FullDisk)
     monkeypatch.setattr(FullDisk, "writes", 0)
     return FullDisk
 

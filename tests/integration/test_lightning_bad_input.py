@@ -261,7 +261,7 @@ def break_disk(monkeypatch: pytest.MonkeyPatch, fault: Fault) -> None:
             fault.removed.append(name)
             super().remove(name)
 
-    monkeypatch.setattr("safepoint.run.LocalStore", FaultyStore)
+    monkeypatch.setattr("safepoint.pipeline.LocalStore", FaultyStore)
 
 
 def test_failed_save_is_raised_at_the_next_hook(

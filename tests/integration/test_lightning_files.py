@@ -438,7 +438,7 @@ def test_logger_on_a_slow_disk_is_shown_only_what_is_there(
     framework: Framework, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """However far training is ahead, what best_model_path names when a logger is told exists and verifies."""
-    monkeypatch.setattr("safepoint.run.LocalStore", SlowStore)
+    monkeypatch.setattr("safepoint.pipeline.LocalStore", SlowStore)
     logger = listening_logger(framework, tmp_path)
     callback = framework.ModelCheckpoint(dirpath=tmp_path, filename="{epoch}", monitor="val_loss", save_last=True)
     fit(framework, callback, logger=logger)

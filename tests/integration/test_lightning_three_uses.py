@@ -96,7 +96,7 @@ def test_use_on_a_slow_disk_shows_the_attributes_of_the_original(
     framework: Framework, tmp_path: Path, arguments: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Where training overtakes the disk by several checkpoints, the outcome is the same."""
-    monkeypatch.setattr("safepoint.run.LocalStore", SlowStore)
+    monkeypatch.setattr("safepoint.pipeline.LocalStore", SlowStore)
     ours, theirs = side_by_side(framework, tmp_path, arguments)
     assert shown(theirs) == shown(ours)
     assert listing(tmp_path / "theirs") == listing(tmp_path / "ours")

@@ -124,11 +124,17 @@ def content(path: Path) -> dict[str, Any]:
     """Return what a file holds, with file names in the place of paths.
 
     Left out is ``last_model_path`` in the state of callbacks: where one step has two names, the framework's class
-    writes two files of which the first does not know the second's name yet; here it is one file.
+    writes two files of which the first does not know the second's name yet; here it is one file. For the same reason,
+    of several callbacks only the state of the one is compared that calls the file its own.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         loaded = torch.load(path, weights_only=False)
+    states = {key: state for key, state in loaded.get("callbacks", {}).items() if "last_model_path" in state}
+    for key, state in states.items() if len(states) > 1 else ():
+        own = (*state["best_k_models"], state["best_model_path"], state["last_model_path"])
+        if path.name not in [Path(name).name for name in own]:
+            del loaded["callbacks"][key]
     for state in loaded.get("callbacks", {}).values():
         if "last_model_path" in state:
             state["last_model_path"] = state["dirpath"] = ""

@@ -19,7 +19,8 @@ from safepoint.errors import CaptureError, SaveError
 from safepoint.image import lay_out
 from safepoint.keep import PreservationPolicy
 from safepoint.manifest import Blob, Manifest
-from safepoint.run import Options, Run, Snapshot
+from safepoint.pipeline import Options, Pipeline, Snapshot
+from safepoint.run import Run
 from safepoint.staging import Image, Pool
 from safepoint.stores.memory import MemoryStore
 from safepoint.writer import Job, Names, Outcome, Writer
@@ -352,7 +353,7 @@ class Bed:
 
     def __init__(self, directory: Path, *, policy: PreservationPolicy, options: Options | None = None) -> None:
         self.store = MemoryStore()
-        self.run = Run(directory, options or Options(max_images=8), store=self.store)
+        self.run = Run(Pipeline(directory, options or Options(max_images=8), self.store))
         self.policy = policy
         self.steps = 0
 
@@ -386,7 +387,7 @@ def make_bed(tmp_path: Path) -> Iterator[Callable[..., Bed]]:
     yield make
     for bed in made:
         bed.store.gate.set()
-        bed.run._writer.close()
+        bed.run.pipeline.close()
 
 
 def test_run_counts_no_checkpoint_that_was_not_written(make_bed: Callable[..., Bed]) -> None:
@@ -485,13 +486,13 @@ def test_run_is_unchanged_by_a_state_that_cannot_be_captured(make_bed: Callable[
     bed = make_bed(keep.latest())
     bed.save("a")
     bed.wait()
-    free = len(bed.run._pool._free)
+    free = len(bed.run.pipeline._pool._free)
     with pytest.raises(CaptureError):
         bed.save("b", state={"bad": lambda: None})
     bed.wait()
     assert list(bed.records) == ["a"]
     assert sorted(bed.store.files) == ["a"]
-    assert len(bed.run._pool._free) == free
+    assert len(bed.run.pipeline._pool._free) == free
 
 
 def test_run_gives_the_image_back_if_staging_fails(
@@ -499,12 +500,12 @@ def test_run_gives_the_image_back_if_staging_fails(
 ) -> None:
     """Too little memory for the image is the caller's error, and the next save has its image."""
     bed = make_bed(keep.latest())
-    free = len(bed.run._pool._free)
+    free = len(bed.run.pipeline._pool._free)
     with monkeypatch.context() as patch:
         patch.setattr(Image, "reserve", _out_of_memory)
         with pytest.raises(MemoryError):
             bed.save("a")
-    assert len(bed.run._pool._free) == free
+    assert len(bed.run.pipeline._pool._free) == free
     assert bed.run.ledger.records == ()
 
 

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from safepoint.integrations.exchange import Exchange
 from safepoint.integrations.resume import check_sound, local_path
-from safepoint.run import Run
 
 Sink = Callable[[dict[str, Any]], None]
 
@@ -28,7 +28,7 @@ def interceptor(base: type[Any]) -> type[Any]:
             super().__init__()
             self.configured = configured
             self.sink: Sink | None = None
-            self.runs: list[Run] = []
+            self.exchange = Exchange()
 
         def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
             if self.sink is None:
@@ -67,16 +67,15 @@ class Framework:
     torch_io: type[Any]
     async_io: type[Any]
 
-    def intercept(self, strategy: Any) -> list[Run]:
+    def intercept(self, strategy: Any) -> Exchange:
         """Put an interceptor before the plugin of ``strategy``, unless another callback has done so.
 
-        Returns the runs of all callbacks that save through it, for the caller to join: each must see the names that
-        the others have taken.
+        Returns what all callbacks that save through it share.
         """
         if not isinstance(strategy.checkpoint_io, self.interceptor):
             strategy.checkpoint_io = self.interceptor(strategy.checkpoint_io)
-        runs: list[Run] = strategy.checkpoint_io.runs
-        return runs
+        exchange: Exchange = strategy.checkpoint_io.exchange
+        return exchange
 
     def release(self, strategy: Any) -> None:
         """Put the configured plugin of ``strategy`` back."""

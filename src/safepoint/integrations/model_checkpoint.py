@@ -21,10 +21,12 @@ from torch import Tensor
 
 from safepoint import schedule
 from safepoint.integrations import configuration, resume
+from safepoint.integrations.exchange import Exchange
 from safepoint.integrations.saving import Saving, number
 from safepoint.ledger import Ledger
+from safepoint.pipeline import OnError, Options, Staging
 from safepoint.records import Decision, Event, EventKind, Save, ScheduleState
-from safepoint.run import OnError, Options, Run, Staging
+from safepoint.run import Run
 from safepoint.stores.local import check_directory
 
 _NOWHERE = (-1, -1, -1)
@@ -96,7 +98,7 @@ class ModelCheckpointBody(Saving):
         self._triggers = configuration.triggers(every_n_train_steps, train_time_interval, every_n_epochs)
         self._schedule = schedule.start(_NOWHERE, 0.0)
         self._run: Run | None = None
-        self._peers: list[Run] = []
+        self._exchange = Exchange()
         self._carried: tuple[str, Ledger] | None = None
         self._scores: dict[Path, Tensor] = {}
         self._durable_last = ""
@@ -114,17 +116,16 @@ class ModelCheckpointBody(Saving):
         self.dirpath = trainer.strategy.broadcast(self._resolved_dirpath(trainer))
         directory = Path(self.dirpath)
         self._resumed_from = None
-        self._peers = self.framework.intercept(trainer.strategy)
+        self._exchange = self.framework.intercept(trainer.strategy)
         if stage == "fit":
             with self._in_the_frameworks_words():
                 check_directory(directory, owner="dirpath")
             if self.save_top_k != 0 and directory.is_dir() and any(directory.iterdir()):
                 self.framework.warn(f"Checkpoint directory {self.dirpath} exists and is not empty.")
         if self._run is None:
-            self._run = Run(directory, self._options)
+            self._run = Run(self._exchange.pipeline(directory, self._options))
             if self._carried is not None:
                 self._run.adopt(*self._carried)
-            self._peers.append(self._run)
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:  # noqa: ARG002 - the framework's signature
         """Start the clock of ``train_time_interval``."""
@@ -132,34 +133,24 @@ class ModelCheckpointBody(Saving):
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:  # noqa: ARG002
         """Save if ``every_n_train_steps`` or ``train_time_interval`` is due."""
-        self._settle(trainer)
-        decided = self._decide(trainer, EventKind.STEP)
-        if not isinstance(decided[1], Save) or self._skips(trainer):
-            return
-        if self._measured_later(trainer):
-            decided = self._decide(trainer, EventKind.STEP, awaits=str(self.monitor))
-        self._follow(trainer, decided, last=True)
+        try:
+            self._at_step(trainer)
+        finally:
+            self._write_requests(trainer, "on_train_batch_end")
 
     def on_validation_end(self, trainer: Any, pl_module: Any) -> None:  # noqa: ARG002 - the framework's signature
         """Save what waited for this validation, or what is due at validation's end."""
-        self._settle(trainer)
-        self._has_validated = self._has_validated or not trainer.sanity_checking
-        if self._skips(trainer):
-            return
-        if self._schedule.waiting:
-            self._follow(trainer, self._decide(trainer, EventKind.VALIDATION_END), last=True)
-        elif not self._saves_on_train_epoch_end(trainer):
-            self._save_at_epoch(trainer)
+        try:
+            self._at_validation_end(trainer)
+        finally:
+            self._write_requests(trainer, "on_validation_end")
 
     def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:  # noqa: ARG002 - the framework's signature
         """Save what is due at the end of the training epoch, or waited for it because no validation comes."""
-        self._settle(trainer)
-        if self._skips(trainer):
-            return
-        if self._schedule.waiting and not trainer.enable_validation:
-            self._follow(trainer, self._decide(trainer, EventKind.EPOCH_END), last=True)
-        elif self._saves_on_train_epoch_end(trainer):
-            self._save_at_epoch(trainer)
+        try:
+            self._at_train_epoch_end(trainer)
+        finally:
+            self._write_requests(trainer, "on_train_epoch_end")
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:  # noqa: ARG002 - the framework's signature
         """Save what still waits, see to ``save_last``, and return when everything is durable."""
@@ -168,6 +159,7 @@ class ModelCheckpointBody(Saving):
             self._follow(trainer, self._decide(trainer, EventKind.TRAIN_END), last=True)
         if self.save_last and not self._last_checkpoint_saved and not trainer.fast_dev_run:
             self._save(trainer, "train end", top_k=False, last=True)
+        self._write_requests(trainer)
         self._wait(trainer)
 
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:  # noqa: ARG002
@@ -175,9 +167,11 @@ class ModelCheckpointBody(Saving):
         if self._run is None:
             return
         try:
+            self._write_requests(trainer)
             unsaved = self._last_global_step_saved != trainer.global_step
             if self.save_on_exception and unsaved and not trainer.fast_dev_run and not trainer.sanity_checking:
                 self._save(trainer, f"exception: {type(exception).__name__}", top_k=False, last=True, loose=True)
+                self._write_requests(trainer)
             self._wait(trainer)
         except Exception as late:  # noqa: BLE001 - the exception that is being handled must come out, not this one
             self.framework.warn(f"While {type(exception).__name__} was handled, a checkpoint failed too: {late}")
@@ -190,7 +184,7 @@ class ModelCheckpointBody(Saving):
         try:
             self._take_in(trainer, run.close())
         finally:
-            self._run, self._peers = None, []
+            self._run, self._exchange = None, Exchange()
             self._carried = (run.identity, run.ledger)
             self.framework.release(trainer.strategy)
 
@@ -226,6 +220,53 @@ class ModelCheckpointBody(Saving):
         return os.path.join(self.dirpath, name) if self.dirpath else name
 
     # When.
+
+    def _at_step(self, trainer: Any) -> None:
+        self._settle(trainer)
+        decided = self._decide(trainer, EventKind.STEP)
+        if not isinstance(decided[1], Save) or self._skips(trainer):
+            return
+        if self._measured_later(trainer):
+            decided = self._decide(trainer, EventKind.STEP, awaits=str(self.monitor))
+        self._follow(trainer, decided, last=True)
+
+    def _at_validation_end(self, trainer: Any) -> None:
+        self._settle(trainer)
+        self._has_validated = self._has_validated or not trainer.sanity_checking
+        if self._skips(trainer):
+            return
+        if self._schedule.waiting:
+            self._follow(trainer, self._decide(trainer, EventKind.VALIDATION_END), last=True)
+        elif not self._saves_on_train_epoch_end(trainer):
+            self._save_at_epoch(trainer)
+
+    def _at_train_epoch_end(self, trainer: Any) -> None:
+        self._settle(trainer)
+        if self._skips(trainer):
+            return
+        if self._schedule.waiting and not trainer.enable_validation:
+            self._follow(trainer, self._decide(trainer, EventKind.EPOCH_END), last=True)
+        elif self._saves_on_train_epoch_end(trainer):
+            self._save_at_epoch(trainer)
+
+    def _write_requests(self, trainer: Any, hook: str = "") -> None:
+        """Write what is asked for, unless another callback is about to come to the same ``hook`` and may join in."""
+        if self._exchange.requests and not (hook and self._others_follow(trainer, hook)):
+            self._exchange.write(trainer, self.framework)
+
+    def _others_follow(self, trainer: Any, hook: str) -> bool:
+        """Tell whether a callback that shares our writes is still to come to ``hook``.
+
+        One whose class overrides it does not count: it may never call ours.
+        """
+        ours = getattr(ModelCheckpointBody, hook)
+        after = trainer.callbacks[trainer.callbacks.index(self) + 1 :] if self in trainer.callbacks else ()
+        return any(
+            isinstance(other, ModelCheckpointBody)
+            and other._exchange is self._exchange  # noqa: SLF001 - of the same class
+            and getattr(type(other), hook) is ours
+            for other in after
+        )
 
     def _decide(self, trainer: Any, kind: EventKind, awaits: str = "") -> tuple[ScheduleState, Decision]:
         """Return what the pure core decides, and its next state; a matter of time is decided on rank 0 for all.
@@ -328,4 +369,4 @@ class ModelCheckpointBody(Saving):
         state = self.__dict__.copy()
         if self._run is not None:
             state["_carried"] = (self._run.identity, self._run.ledger)
-        return {**state, "_run": None, "_peers": []}
+        return {**state, "_run": None, "_exchange": Exchange()}

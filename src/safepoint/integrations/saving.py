@@ -20,16 +20,20 @@ from typing import Any, ClassVar, Literal
 from torch import Tensor, tensor
 
 from safepoint.errors import ConfigurationError, MissingMetricError
+from safepoint.integrations.exchange import Exchange, Request
 from safepoint.integrations.framework import Framework
 from safepoint.integrations.resume import local_path
 from safepoint.integrations.top_k import TopK
 from safepoint.keep import All, Latest, PreservationPolicy
 from safepoint.naming import first_free, render
+from safepoint.pipeline import Options, Proposed, Snapshot
 from safepoint.records import Record
-from safepoint.run import Proposed, Run, Settled, Snapshot
+from safepoint.run import Run, Settled
 from safepoint.writer import Names
 
 _SHOWN = (
+    "_last_checkpoint_saved",
+    "_last_global_step_saved",
     "best_k_models",
     "best_model_path",
     "best_model_score",
@@ -96,7 +100,8 @@ class Saving:
     _last_global_step_saved: int
 
     _run: Run | None
-    _peers: list[Run]
+    _options: Options
+    _exchange: Exchange
     _resumed_from: Path | None
     _scores: dict[Path, Tensor]
     _durable_last: str
@@ -121,7 +126,7 @@ class Saving:
             wants_last = False  # it points to the last one saved already
         if name is not None or wants_last:
             last_name = share(self._last_name(moment, name)) if wants_last else None
-            self._write(trainer, moment, proposed, name, last_name)
+            self._request(trainer, moment, proposed, name, last_name)
 
     def _proposed(self, trainer: Any, moment: Moment) -> Proposed | None:
         """Return the ledger with this checkpoint in it and what goes for it, or ``None`` if it holds no place."""
@@ -142,43 +147,37 @@ class Saving:
         candidate = trainer.strategy.broadcast(self._runs.candidate(snapshot, self._name(moment, replaceable)))
         return self._runs.ledger.propose(candidate, policy, protected=protected)
 
-    def _write(
+    def _request(
         self, trainer: Any, moment: Moment, proposed: Proposed | None, name: str | None, last: str | None
     ) -> None:
-        """Write one checkpoint under ``name`` and ``last``; the callback's own state in it already names itself."""
+        """Ask for a checkpoint as ``name`` and ``last``; the callback's own state in it is to name itself already."""
         before = {attribute: getattr(self, attribute) for attribute in _SHOWN}
         names = self._names(name, last)
         if proposed is not None:
             self._show(proposed[0].records, moment)
         if last is not None:
             self.last_model_path = self._lasts[names.name] = str(self._runs.directory / last)
-        try:
-            self._hand_over(trainer, moment, names, proposed)
-        except BaseException:
-            self.__dict__.update(before)
-            raise
         self._last_global_step_saved = trainer.global_step
         self._last_checkpoint_saved = str(self._runs.directory / names.name)
+        self._exchange.requests.append(
+            Request(
+                run=self._runs,
+                snapshot=self._snapshot(moment),
+                names=names,
+                proposed=proposed,
+                weights_only=self.save_weights_only,
+                undo=lambda: self.__dict__.update(before),
+                settle=lambda: self._settle(trainer),
+                finish=lambda unwritten: self._finish_their_write(trainer, unwritten, names, proposed),
+            )
+        )
         self._tell(moment, names, proposed)
-        self._settle(trainer)
+        if self._options.blocking:
+            self._exchange.write(trainer, self.framework)
 
-    def _hand_over(self, trainer: Any, moment: Moment, names: Names, proposed: Proposed | None) -> None:
-        """Have the trainer dump its checkpoint, and take it from there instead of letting it be written."""
-        run, strategy, taken = self._runs, trainer.strategy, False
-
-        def sink(checkpoint: dict[str, Any]) -> None:
-            nonlocal taken
-            taken = True
-            run.save(checkpoint, self._snapshot(moment), names, proposed)
-
-        with self.framework.handed_to(strategy, sink):
-            trainer.save_checkpoint(str(run.directory / names.name), self.save_weights_only)
-        if not strategy.broadcast(taken):
-            self._finish_their_write(trainer, names, proposed)
-        if not taken and proposed is not None:
-            run.ledger = proposed[0].committed(proposed[1], 0)
-
-    def _finish_their_write(self, trainer: Any, names: Names, proposed: Proposed | None) -> None:
+    def _finish_their_write(
+        self, trainer: Any, unwritten: tuple[str, ...], names: Names, proposed: Proposed | None
+    ) -> None:
         """Do the rest where a plugin or a sharded strategy writes in its own way, at once and without a manifest."""
         directory = self._runs.directory
         if not self._plugin_named:
@@ -188,7 +187,7 @@ class Saving:
                 f"{type(trainer.strategy).__name__} with {writer} writes checkpoints itself: they are written as it "
                 "does that, while training waits, and safepoint cannot verify them."
             )
-        for other in (*names.links, *names.symlinks):
+        for other in unwritten:
             trainer.save_checkpoint(str(directory / other), self.save_weights_only)
         released = () if proposed is None else proposed[1].released
         for old in (*(record.path for record in released), *(directory / name for name in names.obsolete)):
@@ -239,8 +238,7 @@ class Saving:
         )
 
     def _taken(self, name: str) -> bool:
-        path = self._runs.directory / name
-        return bool(self._enable_version_counter) and any(run.taken(path) for run in self._peers)
+        return bool(self._enable_version_counter) and self._exchange.taken(self._runs.directory / name)
 
     def _stem(self, values: Mapping[str, float], template: str | None) -> str:
         join = self.CHECKPOINT_JOIN_CHAR

@@ -21,8 +21,13 @@ class Store(Protocol):
         Raises FileExistsError if the name is taken and ``replace`` is false; any other OSError leaves nothing behind.
         """
 
-    def link(self, target: str, name: str) -> None:
-        """Give the durable checkpoint ``target`` a second name, durably; it replaces what had it, in one step."""
+    def link(self, target: str, name: str, *, replace: bool = True) -> None:
+        """Give the durable checkpoint ``target`` a second name, durably; it replaces what had it, in one step.
+
+        Raises:
+            FileExistsError: something has the name, and ``replace`` is false.
+
+        """
 
     def symlink(self, target: str, name: str) -> None:
         """Let ``name`` point to ``target``, durably; it replaces what had the name, in one step."""

@@ -44,19 +44,22 @@ class LocalStore:
                 _publish_new(temporary, final)
         _sync_directory(final.parent)
 
-    def link(self, target: str, name: str) -> None:
+    def link(self, target: str, name: str, *, replace: bool = True) -> None:
         """See ``Store.link``; a copy where the file system has no links."""
         with _held(self.directory / target):
             source, final = self.directory / target, self._parent_made(name)
-            temporary = _temporary_path(final.parent)
+            temporary = final if not replace else _temporary_path(final.parent)
             try:
                 os.link(source, temporary)
             except OSError as error:
                 if error.errno not in _LINKS_REFUSED:
                     raise
-                self._copy(source, name)
+                self._copy(source, name, replace=replace)
                 return
-            _rename_over(temporary, final)
+            if replace:
+                _rename_over(temporary, final)
+            else:
+                _sync_directory(final.parent)
 
     def symlink(self, target: str, name: str) -> None:
         """See ``Store.symlink``; the link is relative, so that the directory can be moved."""
@@ -70,10 +73,10 @@ class LocalStore:
         """See ``Store.remove``."""
         (self.directory / name).unlink(missing_ok=True)
 
-    def _copy(self, source: Path, name: str) -> None:
+    def _copy(self, source: Path, name: str, *, replace: bool) -> None:
         with source.open("rb") as file:
             chunks = iter(lambda: file.read(4 << 20), b"")
-            self.write(name, chunks, os.fstat(file.fileno()).st_size, replace=True)
+            self.write(name, chunks, os.fstat(file.fileno()).st_size, replace=replace)
 
     def _parent_made(self, name: str) -> Path:
         final = self.directory / name

@@ -33,9 +33,11 @@ class MemoryStore:
             raise AssertionError(f"{name}: {len(data)} bytes written, {size_bytes} announced")
         self.files[name] = data
 
-    def link(self, target: str, name: str) -> None:
+    def link(self, target: str, name: str, *, replace: bool = True) -> None:
         """See ``Store.link``."""
         self._enter("link", name)
+        if not replace and name in self.files:
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), name)
         self.files[name] = self.files[target]
 
     def symlink(self, target: str, name: str) -> None:

@@ -1,0 +1,99 @@
+"""One write for all: what the callbacks of one trainer decide to save at one moment is dumped and written once."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from safepoint.pipeline import Options, Pipeline, Proposed, Snapshot
+from safepoint.run import Run
+from safepoint.writer import Names
+
+if TYPE_CHECKING:
+    from safepoint.integrations.framework import Framework
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Request:
+    """What one callback has decided to save.
+
+    ``undo`` takes back what the callback shows already; ``settle`` lets it take notice of what is done; ``finish`` does
+    what is left, given the names still to be written, where a plugin of the user's has written the file.
+    """
+
+    run: Run
+    snapshot: Snapshot
+    names: Names
+    proposed: Proposed | None
+    weights_only: bool
+    undo: Callable[[], None]
+    settle: Callable[[], None]
+    finish: Callable[[tuple[str, ...]], None]
+
+
+class Exchange:
+    """What the callbacks of one trainer share: a pipeline for each directory, and what is asked for at this moment."""
+
+    def __init__(self) -> None:
+        self.requests: list[Request] = []
+        self._pipelines: dict[tuple[Path, Options], Pipeline] = {}
+
+    def pipeline(self, directory: Path, options: Options) -> Pipeline:
+        """Return the pipeline of all who save into ``directory`` with these ``options``."""
+        if (directory, options) not in self._pipelines:
+            self._pipelines[directory, options] = Pipeline(directory, options)
+        return self._pipelines[directory, options]
+
+    def taken(self, path: Path) -> bool:
+        """Tell whether a file is there, on its way, or asked for."""
+        asked = (request.run.directory / name for request in self.requests for name in request.names.all)
+        on_its_way = (
+            pipeline.directory / name for pipeline in self._pipelines.values() for name in pipeline.names_under_way()
+        )
+        return path in asked or path in on_its_way or os.path.lexists(path)
+
+    def write(self, trainer: Any, framework: Framework) -> None:
+        """Have the trainer dump its state once for all who asked for the same, and queue it under all their names."""
+        requests, self.requests = self.requests, []
+        for group in _groups(requests):
+            try:
+                self._hand_over(trainer, framework, group)
+            except BaseException:
+                for request in reversed(requests[requests.index(group[0]) :]):
+                    request.undo()
+                raise
+        for request in requests:
+            request.settle()
+
+    @staticmethod
+    def _hand_over(trainer: Any, framework: Framework, group: list[Request]) -> None:
+        """Take the checkpoint of the trainer instead of letting it be written; on the other ranks, follow."""
+        first, taken = group[0], False
+
+        def sink(checkpoint: dict[str, Any]) -> None:
+            nonlocal taken
+            taken = True
+            reasons = tuple(dict.fromkeys(reason for request in group for reason in request.snapshot.reasons))
+            parts = [request.run.part(request.names, request.proposed) for request in group]
+            first.run.pipeline.save(checkpoint, replace(first.snapshot, reasons=reasons), parts)
+
+        with framework.handed_to(trainer.strategy, sink):
+            trainer.save_checkpoint(str(first.run.directory / first.names.name), first.weights_only)
+        if not trainer.strategy.broadcast(taken):
+            for request in group:
+                request.finish(request.names.all[request is first :])
+        if not taken:
+            for request in group:
+                if request.proposed is not None:
+                    request.run.ledger = request.proposed[0].committed(request.proposed[1], 0)
+
+
+def _groups(requests: list[Request]) -> Iterator[list[Request]]:
+    """Yield those that one file serves, in the order in which the first of each asked."""
+    groups: dict[tuple[int, bool], list[Request]] = {}
+    for request in requests:
+        groups.setdefault((id(request.run.pipeline), request.weights_only), []).append(request)
+    yield from groups.values()

@@ -1,0 +1,251 @@
+"""One directory's pipeline as the training thread sees it: stage, queue, and learn what has become of it.
+
+Several runs (the callbacks of one trainer) may share it. They then have one identity, one queue and one pool of images,
+and what they save at the same moment is staged and written once, under the names of all of them.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+import time
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Literal, get_args
+from uuid import uuid4
+
+import torch
+
+from safepoint.capture import Capture, capture
+from safepoint.errors import ConfigurationError
+from safepoint.image import lay_out
+from safepoint.ledger import Ledger, Proposal
+from safepoint.manifest import FORMAT_VERSION, Blob, Manifest, Position, encoded_history
+from safepoint.records import Fate, Metrics, Record, encoded_metrics
+from safepoint.staging import Pool
+from safepoint.stores import Store
+from safepoint.stores.local import LocalStore
+from safepoint.when import positive_count
+from safepoint.writer import Job, Names, Outcome, Writer
+
+OnError = Literal["raise", "warn"]
+Staging = Literal["copy"]
+Proposed = tuple[Ledger, Proposal]
+"""What ``Ledger.propose`` answers."""
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """How a run saves.
+
+    ``staging``: "copy", training waits for one memory copy. ``blocking``: each save returns when it is durable.
+    ``max_images``: host images in memory at most. ``on_error``: what a failed save does at the next hook.
+    """
+
+    staging: Staging = "copy"
+    blocking: bool = False
+    max_images: int = 2
+    on_error: OnError = "raise"
+
+    def check(self, owner: str) -> None:
+        """Raise a ConfigurationError that names ``owner`` and the option that is wrong."""
+        for name, value, choices in (
+            ("staging", self.staging, get_args(Staging)),
+            ("on_error", self.on_error, get_args(OnError)),
+        ):
+            if value not in choices:
+                raise ConfigurationError(f"{owner}({name}={value!r}): give one of {', '.join(map(repr, choices))}.")
+        positive_count(owner, "max_images", self.max_images)
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """What to say of a state: ``position`` is (step, epoch, batch) to go on with, ``None`` where a framework knows."""
+
+    step: int
+    epoch: int
+    position: tuple[int, int, int] | None
+    metrics: Metrics
+    reasons: tuple[str, ...]
+    pinned: bool = False
+
+
+@dataclass(slots=True, eq=False)
+class Book:
+    """What one run keeps of its saves: its ledger, and what has become of its parts since it last looked."""
+
+    ledger: Ledger = field(default_factory=Ledger)
+    ended: deque[tuple[Part, Outcome]] = field(default_factory=deque)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Part:
+    """One run's part in a save: its names, and what ``ledger.propose`` answered for its record.
+
+    Without ``proposed`` the checkpoint is outside of the ledger: nothing goes for it, and it never goes for another.
+    """
+
+    book: Book
+    names: Names
+    proposed: Proposed | None
+
+
+class Pipeline:
+    """Save into ``directory`` for the runs whose ``books`` are registered here. For the training thread only."""
+
+    def __init__(self, directory: Path, options: Options, store: Store | None = None) -> None:
+        self.directory = directory
+        self.options = options
+        self.identity = uuid4().hex
+        self.books: list[Book] = []
+        self._pool = Pool(options.max_images)
+        self._writer = Writer(store or LocalStore(directory), self._pool)
+        self._under_way: deque[tuple[Part, ...]] = deque()  # of the jobs queued, in their order
+        self._last_time = 0.0
+        self._last_size_bytes = 0
+
+    def starts_after(self, time_s: float) -> None:
+        """Let every time of capture be later than ``time_s``, whatever the clock says."""
+        self._last_time = max(self._last_time, time_s)
+
+    def candidate(self, snapshot: Snapshot, name: str) -> Record:
+        """Return the record that ``snapshot`` would have as ``name``; its time is later than any before.
+
+        Until it is written, its size is taken to be that of the one before.
+        """
+        return Record(
+            path=self.directory / name,
+            step=snapshot.step,
+            epoch=snapshot.epoch,
+            metrics=dict(snapshot.metrics),
+            time=max(time.time(), self._last_time + 1e-6),
+            size_bytes=self._last_size_bytes,
+            reasons=snapshot.reasons,
+            pinned=snapshot.pinned,
+            run=self.identity,
+        )
+
+    def save(self, state: object, snapshot: Snapshot, parts: Sequence[Part]) -> None:
+        """Stage ``state`` once and queue it under the names of all ``parts``; return once it is staged.
+
+        The ledgers are changed only if staging succeeds. ``blocking``: return once it is durable.
+
+        Raises:
+            CaptureError: the state holds something that cannot be saved; nothing was changed.
+
+        """
+        captured = capture(state)
+        layout = lay_out(len(captured.pickle), [storage.nbytes() for storage in captured.storages])
+        records = [self._record(part, snapshot) for part in parts]
+        ledgers = {id(part.book): part.proposed[0] for part in parts if part.proposed is not None}
+        history = self._history([ledgers.get(id(book), book.ledger) for book in self.books], parts, records)
+        manifest = self._manifest(captured, snapshot, records[0], history)
+        image = self._pool.acquire()
+        try:
+            image.stage(captured.pickle, captured.storages, layout)
+        except BaseException:
+            self._pool.release(image)
+            raise
+        self._last_time, self._last_size_bytes = max(record.time for record in records), layout.body_bytes
+        for part in parts:
+            part.book.ledger = ledgers.get(id(part.book), part.book.ledger)
+        first, *others = (part.names for part in parts)
+        self._under_way.append(tuple(parts))
+        self._writer.submit(Job(image, layout, manifest, first, self._removals(parts), tuple(others)))
+        if self.options.blocking:
+            self._writer.wait()
+
+    def drain(self) -> None:
+        """Tell every book what has ended since the last call."""
+        for outcome in self._writer.outcomes():
+            for part in self._under_way.popleft():
+                part.book.ended.append((part, outcome))
+
+    def wait(self) -> None:
+        """Return when everything queued has ended, and every book knows."""
+        self._writer.wait()
+        self.drain()
+
+    def close(self) -> None:
+        """Wait, and end the writer's thread; the next ``save`` starts another."""
+        self.wait()
+        self._writer.close()
+
+    def has_under_way(self, book: Book) -> bool:
+        """Tell whether anything that is queued has a part for ``book``."""
+        return any(part.book is book for parts in self._under_way for part in parts)
+
+    def names_under_way(self) -> set[str]:
+        """Return every name that something queued will have."""
+        return {name for parts in self._under_way for part in parts for name in part.names.all}
+
+    def name_of(self, record: Record) -> str:
+        """Return the name of ``record`` relative to the directory."""
+        return record.path.relative_to(self.directory).as_posix()
+
+    def _record(self, part: Part, snapshot: Snapshot) -> Record:
+        return self.candidate(snapshot, part.names.name) if part.proposed is None else part.proposed[1].record
+
+    def _removals(self, parts: Sequence[Part]) -> tuple[str, ...]:
+        """Return what goes once the save is durable under all names: never one of these names."""
+        named = {name for part in parts for name in part.names.all}
+        released = (
+            name
+            for part in parts
+            for name in (
+                *(self.name_of(gone) for gone in (part.proposed[1].released if part.proposed else ())),
+                *part.names.obsolete,
+            )
+        )
+        return tuple(dict.fromkeys(name for name in released if name not in named))
+
+    def _history(self, ledgers: Sequence[Ledger], parts: Sequence[Part], records: Sequence[Record]) -> tuple[Fate, ...]:
+        """Return what the ledgers tell, oldest first, with this save in it under all its names."""
+        fates: list[Fate] = []
+        for part, record in zip(parts, records, strict=True):
+            if part.proposed is None:
+                fates.append(Fate(record, kept=True, reason="; ".join(record.reasons)))
+            fates += (
+                Fate(
+                    replace(record, path=self.directory / name), kept=True, reason=f"another name of {part.names.name}"
+                )
+                for name in (*part.names.links, *part.names.symlinks)
+            )
+        again = {fate.record.path for fate in fates}
+        known = {
+            (fate.record.path, fate.record.time): fate
+            for ledger in ledgers
+            for fate in ledger.history()
+            if fate.record.path not in again
+        }
+        return (*sorted(known.values(), key=lambda fate: fate.record.time), *fates)
+
+    def _manifest(self, captured: Capture, snapshot: Snapshot, record: Record, history: tuple[Fate, ...]) -> Manifest:
+        unknown = Blob(0, "0" * 32)
+        return Manifest(
+            format_version=FORMAT_VERSION,
+            run=self.identity,
+            step=record.step,
+            epoch=record.epoch,
+            metrics=encoded_metrics(record.metrics),
+            time=record.time,
+            reasons=snapshot.reasons,
+            pinned=record.pinned,
+            position=None if snapshot.position is None else Position(*snapshot.position),
+            producer=producer(),
+            pickle=unknown,
+            storages=(),
+            tensors=captured.tensors,
+            history=encoded_history(history, self.directory),
+        )
+
+
+def producer() -> dict[str, str]:
+    """Return the versions of what writes a checkpoint."""
+    return {
+        "safepoint": importlib.metadata.version("safepoint"),
+        "torch": str(torch.__version__),
+        "python": platform.python_version(),
+    }
