@@ -133,7 +133,7 @@ def content(path: Path) -> dict[str, Any]:
     states = {key: state for key, state in loaded.get("callbacks", {}).items() if "last_model_path" in state}
     for key, state in states.items() if len(states) > 1 else ():
         own = (*state["best_k_models"], state["best_model_path"], state["last_model_path"])
-        if path.name not in [Path(name).name for name in own]:
+        if not {path.name, path.resolve().name} & {Path(name).name for name in own}:
             del loaded["callbacks"][key]
     for state in loaded.get("callbacks", {}).values():
         if "last_model_path" in state:
