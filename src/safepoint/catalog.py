@@ -6,6 +6,7 @@ and the history of what was removed are all in the files.
 
 from __future__ import annotations
 
+import glob
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -32,12 +33,12 @@ class Catalog:
     unreadable: Mapping[Path, str]
 
     @classmethod
-    def of(cls, directory: Path) -> Catalog:
-        """Read the manifests of every ``.ckpt`` below ``directory``; a directory that is not there is empty."""
+    def of(cls, directory: Path, extension: str = EXTENSION) -> Catalog:
+        """Read the manifests of all that ends in ``extension`` below ``directory``; one that is not there is empty."""
         manifests: dict[Path, Manifest] = {}
         unreadable: dict[Path, str] = {}
         records: list[Record] = []
-        for path in sorted(directory.rglob(f"*{EXTENSION}")):
+        for path in sorted(directory.rglob(f"*{glob.escape(extension)}")):
             if path.name.startswith(TEMPORARY_PREFIX):
                 continue
             try:

@@ -18,6 +18,7 @@ Every message says what is wrong, where, and what to do about it.
 
 from __future__ import annotations
 
+import difflib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -40,12 +41,18 @@ class MissingMetricError(ConfigurationError):
         self.present = tuple(sorted(present))
         self._wording = (asked_by, remedy)
         there = ", ".join(repr(name) for name in self.present) or "none at all"
-        super().__init__(f"{asked_by} needs the metric {metric!r}, and the metrics given are: {there}. {remedy}")
+        near = "".join(f" Did you mean {name!r}?" for name in nearest(metric, self.present))
+        super().__init__(f"{asked_by} needs the metric {metric!r}, and the metrics given are: {there}.{near} {remedy}")
 
     def __reduce__(self) -> tuple[type[MissingMetricError], tuple[str, str, tuple[str, ...], str]]:
         """Let the error reach another process, with all it was made of."""
         asked_by, remedy = self._wording
         return type(self), (self.metric, asked_by, self.present, remedy)
+
+
+def nearest(name: str, present: Iterable[str]) -> list[str]:
+    """Return the one of ``present`` that ``name`` may be a slip of, or nothing."""
+    return difflib.get_close_matches(name, present, n=1, cutoff=0.8)
 
 
 class CaptureError(SafepointError):

@@ -101,7 +101,7 @@ class Best(PreservationPolicy):
         place = "the best" if self.n == 1 else f"among the best {self.n}"
         if record.step < self.after_step:
             return f"not {place} by {self.metric} (which counts from step {self.after_step})"
-        if self.metric not in record.metrics:
+        if self.metric not in record.metrics or self.metric in record.measured_at:
             return f"not {place} by {self.metric} (not measured at its step)"
         return f"not {place} by {self.metric} ({record.metrics[self.metric]:.6g})"
 
@@ -123,7 +123,9 @@ class Best(PreservationPolicy):
         having = [
             record
             for record in records
-            if record.step >= self.after_step and not math.isnan(record.metrics.get(self.metric, math.nan))
+            if record.step >= self.after_step
+            and self.metric not in record.measured_at
+            and not math.isnan(record.metrics.get(self.metric, math.nan))
         ]
         sign = 1 if self.mode == "min" else -1
         return sorted(having, key=lambda record: sign * record.metrics[self.metric])

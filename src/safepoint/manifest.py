@@ -64,10 +64,11 @@ class HistoryEntry(msgspec.Struct, frozen=True):
     reason: str
 
 
-class Manifest(msgspec.Struct, frozen=True):
+class Manifest(msgspec.Struct, frozen=True, omit_defaults=True):
     """Everything that a checkpoint says about itself; the fields of ``records.Record`` mean the same here.
 
-    ``position`` is ``None`` where a framework keeps track of where to go on in its own part of the state.
+    ``position`` is ``None`` where a framework keeps track of where to go on in its own part of the state;
+    ``measured_at`` is left out where it is empty.
     """
 
     format_version: Annotated[int, msgspec.Meta(ge=1)]
@@ -84,6 +85,7 @@ class Manifest(msgspec.Struct, frozen=True):
     storages: tuple[Blob, ...]
     tensors: tuple[Tensor, ...]
     history: tuple[HistoryEntry, ...]
+    measured_at: dict[str, Count] = {}
 
     def record(self, path: Path, size_bytes: int) -> Record:
         """Return the record of the checkpoint that was found at ``path``."""
@@ -97,6 +99,7 @@ class Manifest(msgspec.Struct, frozen=True):
             reasons=self.reasons,
             pinned=self.pinned,
             run=self.run,
+            measured_at=self.measured_at,
         )
 
     def progress(self, path: Path) -> Progress | None:

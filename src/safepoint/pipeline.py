@@ -10,7 +10,7 @@ import importlib.metadata
 import platform
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal, get_args
@@ -70,6 +70,7 @@ class Snapshot:
     metrics: Metrics
     reasons: tuple[str, ...]
     pinned: bool = False
+    measured_at: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(slots=True, eq=False)
@@ -125,6 +126,7 @@ class Pipeline:
             reasons=snapshot.reasons,
             pinned=snapshot.pinned,
             run=self.identity,
+            measured_at=dict(snapshot.measured_at),
         )
 
     def save(self, state: object, snapshot: Snapshot, parts: Sequence[Part]) -> None:
@@ -239,6 +241,7 @@ class Pipeline:
             storages=(),
             tensors=captured.tensors,
             history=encoded_history(history, self.directory),
+            measured_at=dict(record.measured_at),
         )
 
 

@@ -106,9 +106,9 @@ Decision = Save | Defer | Skip
 class Record:
     """One checkpoint.
 
-    ``step`` and ``epoch`` are those of the save, ``metrics`` only what was measured on its very weights, ``time`` the
-    seconds since 1970 at which the state was captured (strictly rising within a run), ``reasons`` why it was saved,
-    ``run`` the identity of the run that wrote it.
+    ``step`` and ``epoch`` are those of the save, ``time`` the seconds since 1970 at which the state was captured
+    (strictly rising within a run), ``reasons`` why it was saved, ``run`` the identity of the run that wrote it.
+    ``metrics`` were measured on its very weights, but for those in ``measured_at``, which were at an earlier step.
     """
 
     path: Path
@@ -120,6 +120,7 @@ class Record:
     reasons: tuple[str, ...]
     pinned: bool = False
     run: str = ""
+    measured_at: Mapping[str, int] = field(default_factory=lambda: MappingProxyType({}))
 
 
 @dataclass(frozen=True, slots=True)

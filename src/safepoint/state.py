@@ -72,6 +72,7 @@ def _encoded(record: Record) -> dict[str, Any]:
         "path": record.path.as_posix(),
         "metrics": encoded_metrics(record.metrics),
         "reasons": list(record.reasons),
+        "measured_at": dict(record.measured_at),
     }
 
 

@@ -94,6 +94,7 @@ def test_argument_is_refused_at_once(
 # What only training shows.
 
 
+@pytest.mark.filterwarnings("ignore:.*validation logs no such metric:UserWarning")  # see test_lightning_defects
 @pytest.mark.parametrize("arguments", [{}, {"every_n_train_steps": 1}], ids=["epochs", "steps"])
 def test_monitor_that_is_not_logged_is_an_error_that_names_what_is(
     framework: Framework, tmp_path: Path, arguments: dict[str, Any]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from datetime import timedelta
 from typing import Any
 
@@ -13,6 +14,13 @@ from safepoint.naming import check_template
 from safepoint.records import Event, ScheduleState
 from safepoint.when import SavePolicy
 
+_LARGER_IS_BETTER = frozenset(
+    "acc acc1 acc5 accuracy ap auc auroc bleu dice f1 iou jaccard map miou precision psnr r2 recall rouge score "  # noqa: SIM905 - read as words
+    "ssim".split()
+)
+_SMALLER_IS_BETTER = frozenset(
+    "bce ce cer err error fid kl loss mae mape mse nll perplexity ppl rmse wer".split()  # noqa: SIM905 - read as words
+)
 _OWNER = "ModelCheckpoint"
 
 
@@ -49,6 +57,19 @@ def triggers(
     if every_n_train_steps:
         return when.EverySteps(every_n_train_steps)
     return when.EveryEpochs(every_n_epochs) if every_n_epochs else Never()
+
+
+def contradiction(monitor: str | None, mode: str) -> str | None:
+    """Return a warning if the name of the metric says the opposite of ``mode``, else ``None``."""
+    words = set(re.split(r"[^a-z0-9]+", (monitor or "").lower()))
+    larger, smaller = words & _LARGER_IS_BETTER, words & _SMALLER_IS_BETTER
+    if bool(larger) == bool(smaller) or (larger and mode == "max") or (smaller and mode == "min"):
+        return None
+    kept, other = ("smallest", "max") if mode == "min" else ("largest", "min")
+    return (
+        f"{_OWNER}(monitor={monitor!r}, mode={mode!r}) keeps the checkpoints with the {kept} {monitor}, which by its "
+        f"name looks like the worst ones. If it is, give mode={other!r}."
+    )
 
 
 class Never(SavePolicy):

@@ -20,6 +20,7 @@ from typing import Any, Literal
 from torch import Tensor
 
 from safepoint import schedule
+from safepoint.errors import nearest
 from safepoint.integrations import configuration, resume
 from safepoint.integrations.exchange import Exchange
 from safepoint.integrations.saving import Saving, number
@@ -107,7 +108,12 @@ class ModelCheckpointBody(Saving):
         self._resumed_from: Path | None = None
         self._plugin_named = False
         self._has_validated = False
-        self._waits_told = False
+        self._told: set[str] = set()
+        self._validated_at = -1
+        self._validation_metrics: frozenset[str] = frozenset()
+        self._logged_before_validation: frozenset[str] | None = None
+        if (warning := configuration.contradiction(monitor, mode)) is not None:
+            self.framework.warn(warning)
 
     # The framework's hooks.
 
@@ -137,6 +143,11 @@ class ModelCheckpointBody(Saving):
             self._at_step(trainer)
         finally:
             self._write_requests(trainer, "on_train_batch_end")
+
+    def on_validation_start(self, trainer: Any, pl_module: Any) -> None:  # noqa: ARG002 - the framework's signature
+        """Note what was logged before the first validation: what comes to it there is measured in validation."""
+        if self._logged_before_validation is None:
+            self._logged_before_validation = frozenset(trainer.callback_metrics)
 
     def on_validation_end(self, trainer: Any, pl_module: Any) -> None:  # noqa: ARG002 - the framework's signature
         """Save what waited for this validation, or what is due at validation's end."""
@@ -194,11 +205,15 @@ class ModelCheckpointBody(Saving):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on with what an earlier run held, whether its callback was this one or the framework's own."""
+        if self.dirpath is not None:
+            state_dict = resume.rebased(state_dict, Path(self.dirpath))
         super().load_state_dict(state_dict)  # type: ignore[misc]
         if self._run is None:
             return
         held = self.best_k_models if self.monitor is not None else dict.fromkeys(filter(None, [self.best_model_path]))
-        identity, ledger = resume.ledger(Path(self.dirpath), held, self.monitor, self._resumed_from)
+        identity, ledger = resume.ledger(
+            Path(self.dirpath), self.FILE_EXTENSION, held, self.monitor, self._resumed_from
+        )
         self._scores = {Path(path): score for path, score in held.items() if score is not None}
         self._durable_last = self.last_model_path
         self._run.adopt(identity or self._run.identity, ledger)
@@ -228,11 +243,13 @@ class ModelCheckpointBody(Saving):
             return
         if self._measured_later(trainer):
             decided = self._decide(trainer, EventKind.STEP, awaits=str(self.monitor))
+        else:
+            self._warn_of_stale_metric(trainer)
         self._follow(trainer, decided, last=True)
 
     def _at_validation_end(self, trainer: Any) -> None:
         self._settle(trainer)
-        self._has_validated = self._has_validated or not trainer.sanity_checking
+        self._note_validation(trainer)
         if self._skips(trainer):
             return
         if self._schedule.waiting:
@@ -337,19 +354,49 @@ class ModelCheckpointBody(Saving):
                 self._save(trainer, "epoch end", last=True)
         elif self._is_measured(trainer) or self._has_validated or not trainer.enable_validation:
             self._follow(trainer, decided, last=last)
-        elif not self._waits_told:
-            self._waits_told = True
-            self.framework.warn(
+        else:
+            self._warn_once(
+                "waits",
                 f"ModelCheckpoint(monitor={self.monitor!r}) saves nothing until the first validation: so far, "
-                f"{', '.join(map(repr, sorted(trainer.callback_metrics))) or 'nothing'} is logged."
+                f"{', '.join(map(repr, sorted(trainer.callback_metrics))) or 'nothing'} is logged.",
             )
+
+    def _note_validation(self, trainer: Any) -> None:
+        """Note when validation was and what it measures; tell of a misspelt ``monitor`` at the first chance."""
+        logged = frozenset(trainer.callback_metrics)
+        self._validation_metrics |= logged - (self._logged_before_validation or frozenset())
+        if not trainer.sanity_checking:
+            self._has_validated, self._validated_at = True, trainer.global_step
+        near = nearest(self.monitor, logged) if self.monitor is not None and not self._is_measured(trainer) else []
+        if near:
+            self._warn_once(
+                "near",
+                f"ModelCheckpoint(monitor={self.monitor!r}): validation logs no such metric, but {near[0]!r}. Is that "
+                "what is meant? If the metric is logged in training, ignore this.",
+            )
+
+    def _warn_of_stale_metric(self, trainer: Any) -> None:
+        """Tell that a save in mid-training is ranked by what was measured on other weights."""
+        if self.monitor in self._validation_metrics and self._validated_at != trainer.global_step:
+            self._warn_once(
+                "stale",
+                f"ModelCheckpoint(monitor={self.monitor!r}): the checkpoint of step {trainer.global_step} is ranked by "
+                f"the validation of step {self._validated_at}, which measured other weights. The manifest says so "
+                "(measured_at). To rank by a checkpoint's own metric, save at validation's end: leave "
+                "every_n_train_steps and train_time_interval out.",
+            )
+
+    def _warn_once(self, what: str, message: str) -> None:
+        if what not in self._told:
+            self._told.add(what)
+            self.framework.warn(message)
 
     # Where, and what the trainer asks.
 
     def _find_last_checkpoints(self, trainer: Any) -> set[str]:
         """Return the newest sound checkpoint called ``last``, or, if none is sound, the newest sound one at all."""
         found = resume.newest_last(
-            Path(self._resolved_dirpath(trainer)), self.CHECKPOINT_NAME_LAST, self.framework.warn
+            Path(self._resolved_dirpath(trainer)), self.CHECKPOINT_NAME_LAST, self.FILE_EXTENSION, self.framework.warn
         )
         return set() if found is None else {str(found)}
 

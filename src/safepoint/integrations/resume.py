@@ -46,13 +46,13 @@ def _begins_like_a_zip(path: Path) -> bool:
         return file.read(4) == b"PK\x03\x04"
 
 
-def newest_last(directory: Path, name: str, warn: Callable[[str], None]) -> Path | None:
+def newest_last(directory: Path, name: str, extension: str, warn: Callable[[str], None]) -> Path | None:
     """Return the newest sound checkpoint called ``name``, ``name-v1``, ...; else the newest sound one of any name."""
-    catalog = Catalog.of(directory)
-    pattern = re.compile(rf"{re.escape(name)}(-v?\d+)?")
+    catalog = Catalog.of(directory, extension)
+    pattern = re.compile(rf"{re.escape(name)}(-v?\d+)?{re.escape(extension)}")
     newest_first = [record.path for record in reversed(catalog.records)]
-    named = [path for path in newest_first if pattern.fullmatch(path.stem)]
-    foreign = [path for path in catalog.unreadable if pattern.fullmatch(path.stem)]
+    named = [path for path in newest_first if pattern.fullmatch(path.name)]
+    foreign = [path for path in catalog.unreadable if pattern.fullmatch(path.name)]
     if not named and not foreign:
         return None
     for path in named:
@@ -65,14 +65,35 @@ def newest_last(directory: Path, name: str, warn: Callable[[str], None]) -> Path
     return next((path for path in newest_first if path not in named and _sound(path, warn)), None)
 
 
+def rebased(state: dict[str, Any], directory: Path) -> dict[str, Any]:
+    """Return a callback's ``state`` with its paths in ``directory``, if what it held was moved or copied there.
+
+    Where none of its files is there, somebody has chosen another directory, and ``state`` stays what it is.
+    """
+    old = Path(state.get("dirpath") or directory)
+    if old == directory:
+        return state
+
+    def moved(name: str) -> str:
+        path = Path(name)
+        there = directory / path.relative_to(old) if name and path.is_relative_to(old) else None
+        return str(there) if there is not None and there.exists() else ""
+
+    held = {moved(name): score for name, score in state.get("best_k_models", {}).items() if moved(name)}
+    paths = {key: moved(state.get(key, "")) for key in ("best_model_path", "kth_best_model_path", "last_model_path")}
+    if not held and not any(paths.values()):
+        return state
+    return {**state, **paths, "best_k_models": held, "dirpath": str(directory)}
+
+
 def ledger(
-    directory: Path, held: Mapping[str, Any], monitor: str | None, resumed_from: Path | None
+    directory: Path, extension: str, held: Mapping[str, Any], monitor: str | None, resumed_from: Path | None
 ) -> tuple[str | None, Ledger]:
     """Return the run's identity, if known, and the ledger of a run that held the paths and scores in ``held``.
 
     Files that are gone are left out; those without a manifest (Lightning wrote them) count by their scores.
     """
-    catalog = Catalog.of(directory)
+    catalog = Catalog.of(directory, extension)
     known = {record.path: record for record in catalog.records}
     records: list[Record] = []
     for order, (name, score) in enumerate(held.items()):

@@ -108,6 +108,9 @@ class Saving:
     _lasts: dict[str, str]
     _untold: int
     _plugin_named: bool
+    _validated_at: int
+    _validation_metrics: frozenset[str]
+    _told: set[str]
 
     def _save(self, trainer: Any, reason: str, *, last: bool, top_k: bool = True, loose: bool = False) -> None:
         """Save if the checkpoint holds a place among the top k; refresh ``last`` then, and with ``last`` in any case.
@@ -301,7 +304,9 @@ class Saving:
             self.kth_best_model_path, self.kth_value = str(worst.path), self._scores[worst.path]
 
     def _snapshot(self, moment: Moment) -> Snapshot:
-        return Snapshot(moment.step, moment.epoch, None, moment.metrics, (moment.reason,))
+        late = {name: self._validated_at for name in self._validation_metrics if name in moment.metrics}
+        late = {} if self._validated_at == moment.step else late
+        return Snapshot(moment.step, moment.epoch, None, moment.metrics, (moment.reason,), measured_at=late)
 
     def _moment(self, trainer: Any, reason: str) -> Moment:
         tensors = {name: _copied(value) for name, value in trainer.callback_metrics.items()}

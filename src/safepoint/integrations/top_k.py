@@ -67,12 +67,12 @@ class TopK(PreservationPolicy):
             return score
         return score.new_tensor(math.inf if self.mode == "min" else -math.inf)
 
-    def value(self, record: Record) -> float:
-        """Return the metric such that less is better; infinity for NaN and where it is missing."""
+    def value(self, record: Record) -> tuple[bool, float]:
+        """Return what is less the better the record is; NaN, and no metric at all, is worse than any number."""
         value = record.metrics.get(self.metric, math.nan)
         if math.isnan(value):
-            return math.inf
-        return value if self.mode == "min" else -value
+            return True, 0.0
+        return False, value if self.mode == "min" else -value
 
     @property
     def _place(self) -> str:
