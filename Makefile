@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 CONSTRAINTS ?= constraints.txt
 PIP_INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --quiet --constraint $(CONSTRAINTS)
 
-.PHONY: demo test core torture lint types check clean
+.PHONY: demo test core torture bench lint types check clean
 
 demo: $(VENV)/demo.stamp  ## train on real data, see what is kept and why, survive a SIGKILL
 	$(BIN)/python examples/demo.py
@@ -19,6 +19,9 @@ core: $(VENV)/dev.stamp  ## the decisions alone: pure, without torch, every bran
 
 torture: $(VENV)/dev.stamp  ## the long crash and size tests
 	$(BIN)/python -m pytest -m torture
+
+bench: $(VENV)/dev.stamp  ## what a step pays, beside Lightning's own callback
+	$(BIN)/python benchmarks/step_cost.py
 
 lint: $(VENV)/dev.stamp
 	$(BIN)/ruff check .

@@ -247,7 +247,8 @@ class Checkpointer:
         return best_of(self.records(), metric, mode)
 
     def _decide(self, kind: EventKind, epoch: int, *, cause: str = "", pinned: bool = False) -> None:
-        self._take_in(self._run.settle())
+        if self._run.has_news:
+            self._take_in(self._run.settle())
         p, now = self._progress, time.monotonic()
         step_s, template, metrics = 0.0, self._filename, self._measured
         if kind is EventKind.STEP:

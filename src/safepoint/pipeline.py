@@ -159,6 +159,11 @@ class Pipeline:
         if self.options.blocking:
             self._writer.wait()
 
+    @property
+    def has_ended(self) -> bool:
+        """Whether anything has ended since the last ``drain``."""
+        return self._writer.has_ended
+
     def drain(self) -> None:
         """Tell every book what has ended since the last call."""
         for outcome in self._writer.outcomes():

@@ -80,6 +80,11 @@ class Run:
         """Whether everything that was queued for this run has been taken in."""
         return not self._book.ended and not self.pipeline.has_under_way(self._book)
 
+    @property
+    def has_news(self) -> bool:
+        """Whether ``settle`` would find anything: cheap enough to be asked at every step."""
+        return bool(self._book.ended) or self.pipeline.has_ended
+
     def settle(self) -> Settled:
         """Take in what the background has done; ``report`` raises what went wrong."""
         self.pipeline.drain()

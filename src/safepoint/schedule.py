@@ -14,6 +14,7 @@ from safepoint.records import Decision, Defer, Event, EventKind, Save, ScheduleS
 from safepoint.when import SavePolicy
 
 _MEASURED_BY_NOW = (EventKind.EPOCH_END, EventKind.VALIDATION_END, EventKind.TRAIN_END)
+_NOTHING_DUE = Skip("nothing is due")
 _ONLY_IF_UNSAVED = (EventKind.TRAIN_END, EventKind.EXCEPTION, EventKind.SIGNAL)
 
 
@@ -42,9 +43,9 @@ def decide(
         return state, Skip(f"step {event.step} is already saved" if event.step else "no step was made")
     else:
         due = policy.due(event, state)
+        if due is None and not waited:
+            return state, _NOTHING_DUE
         reasons = (*(state.waiting if waited else ()), *((due,) if due else ()))
-    if not reasons:
-        return state, Skip("nothing is due")
     if event.awaits and event.kind is not EventKind.REQUEST:
         until = f"{event.awaits} is measured"
         return replace(state, waiting=tuple(f"{reason}, once {until}" for reason in reasons)), Defer(until, reasons)

@@ -105,6 +105,11 @@ class Writer:
             yield outcome
 
     @property
+    def has_ended(self) -> bool:
+        """Whether ``outcomes`` has something new to tell: cheap enough to be asked at every step."""
+        return bool(self._futures) and self._futures[0].done()
+
+    @property
     def idle(self) -> bool:
         """Whether ``outcomes`` has told of every job."""
         return not self._futures

@@ -74,7 +74,7 @@ def test_decide_counts_time_from_the_last_save_of_any_kind() -> None:
 
 
 def _awaiting(kind: EventKind, step: int, awaits: str = "val_loss") -> Event:
-    return replace(_event(kind, step), awaits=awaits)
+    return _event(kind, step)._replace(awaits=awaits)
 
 
 def test_decide_defers_what_awaits_a_measurement() -> None:
@@ -123,15 +123,15 @@ def test_decide_lets_a_request_wait_for_nothing() -> None:
 def test_decide_saves_the_unsaved_only(kind: EventKind) -> None:
     """An exception, a signal and the end of training save nothing where nothing has happened since the last save."""
     policy = when.exception() | when.signal("SIGTERM") | when.train_end() | when.every(steps=5)
-    event = replace(_event(kind, 5), cause="SIGTERM")
+    event = _event(kind, 5)._replace(cause="SIGTERM")
     state, _ = decide(policy, START, _event(EventKind.STEP, 5))
     assert decide(policy, state, event) == (state, Skip("step 5 is already saved"))
-    assert isinstance(decide(policy, state, replace(event, position=(6, 0, 6)))[1], Save)
+    assert isinstance(decide(policy, state, event._replace(position=(6, 0, 6)))[1], Save)
 
 
 def test_decide_names_the_save() -> None:
     """Every template gives a name, from epoch, step and the metrics of the event."""
-    event = replace(_event(EventKind.STEP, 3, epoch=1), metrics={"loss": 0.5})
+    event = _event(EventKind.STEP, 3, epoch=1)._replace(metrics={"loss": 0.5})
     _, decision = decide(when.every(steps=1), START, event, ("{epoch}-{step}", "{loss:.2f}"))
     assert decision == Save(("epoch=1-step=3", "loss=0.50"), ("every step",))
 

@@ -97,6 +97,7 @@ class ModelCheckpointBody(Saving):
             enable_version_counter=enable_version_counter,
         )
         self._triggers = configuration.triggers(every_n_train_steps, train_time_interval, every_n_epochs)
+        self._saves_by_steps = bool(every_n_train_steps) or train_time_interval is not None
         self._schedule = schedule.start(_NOWHERE, 0.0)
         self._run: Run | None = None
         self._exchange = Exchange()
@@ -142,7 +143,8 @@ class ModelCheckpointBody(Saving):
         try:
             self._at_step(trainer)
         finally:
-            self._write_requests(trainer, "on_train_batch_end")
+            if self._exchange.requests:
+                self._write_requests(trainer, "on_train_batch_end")
 
     def on_validation_start(self, trainer: Any, pl_module: Any) -> None:  # noqa: ARG002 - the framework's signature
         """Note what was logged before the first validation: what comes to it there is measured in validation."""
@@ -238,6 +240,8 @@ class ModelCheckpointBody(Saving):
 
     def _at_step(self, trainer: Any) -> None:
         self._settle(trainer)
+        if not self._saves_by_steps:
+            return
         decided = self._decide(trainer, EventKind.STEP)
         if not isinstance(decided[1], Save) or self._skips(trainer):
             return

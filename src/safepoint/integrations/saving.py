@@ -334,7 +334,8 @@ class Saving:
     # What has become of it.
 
     def _settle(self, trainer: Any) -> None:
-        self._take_in(trainer, self._runs.settle())
+        if self._runs.has_news:
+            self._take_in(trainer, self._runs.settle())
 
     def _wait(self, trainer: Any) -> None:
         self._take_in(trainer, self._runs.wait())
