@@ -112,6 +112,10 @@ class Run:
         self.pipeline.close()
         return self.settle()
 
+    def leave(self) -> None:
+        """Have no more part in the pipeline; call it once everything has ended."""
+        self.pipeline.books.remove(self._book)
+
     def report(self, settled: Settled) -> None:
         """Raise the first error of ``settled``, the others noted on it; with ``on_error="warn"``, warn of each.
 

@@ -568,3 +568,25 @@ def test_validation_alone_leaves_nothing(framework: Framework, tmp_path: Path) -
     callback = framework.ModelCheckpoint(dirpath=tmp_path / "b", filename="{step}", save_top_k=-1)
     fit(framework, callback, epochs=1, num_sanity_val_steps=1)
     assert listing(tmp_path / "b") == ["step=2.ckpt"]
+
+
+def test_checkpoint_that_the_user_asks_for_is_durable_at_once(framework: Framework, tmp_path: Path) -> None:
+    """``trainer.save_checkpoint``, during a fit and after it, replaces what is there and is whole when it returns."""
+    path = tmp_path / "mine" / "x.ckpt"
+    found: list[tuple[int, list[str]]] = []
+
+    class Ask(framework.pl.Callback):  # type: ignore[misc,name-defined]
+        """Save by hand."""
+
+        def on_train_batch_end(self, trainer: Any, *arguments: Any) -> None:
+            """Save, and look at once."""
+            trainer.save_checkpoint(path)
+            found.append((Catalog.of(path.parent).records[0].step, safepoint.verify(path)))
+
+    fitted = fit(framework, Ask(), framework.ModelCheckpoint(dirpath=tmp_path / "ours"), epochs=1)
+    assert found == [(1, []), (2, [])]
+    fitted.save_checkpoint(path, weights_only=True)
+    assert safepoint.verify(path) == []
+    assert Catalog.of(path.parent).records[0].reasons == ("trainer.save_checkpoint",)
+    assert "optimizer_states" not in safepoint.load(path)
+    assert listing(tmp_path / "ours") == ["epoch=0-step=2.ckpt"]

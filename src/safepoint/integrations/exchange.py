@@ -47,6 +47,11 @@ class Exchange:
             self._pipelines[directory, options] = Pipeline(directory, options)
         return self._pipelines[directory, options]
 
+    def leave(self, run: Run) -> None:
+        """Let go of a run that has ended, and of its pipeline's memory with the last one."""
+        run.leave()
+        self._pipelines = {key: pipeline for key, pipeline in self._pipelines.items() if pipeline.books}
+
     def taken(self, path: Path) -> bool:
         """Tell whether a file is there, on its way, or asked for."""
         asked = (request.run.directory / name for request in self.requests for name in request.names.all)
@@ -89,6 +94,20 @@ class Exchange:
             for request in group:
                 if request.proposed is not None:
                     request.run.ledger = request.proposed[0].committed(request.proposed[1], 0)
+
+
+def save_alone(checkpoint: dict[str, Any], path: Path) -> None:
+    """Save a trainer's checkpoint as ``path``, in the place of what is there; return once it is durable.
+
+    Raises:
+        SaveError: it could not be written; what was there is still there.
+
+    """
+    run = Run(Pipeline(path.parent, Options(blocking=True, max_images=1)))
+    step, epoch = int(checkpoint.get("global_step", 0)), int(checkpoint.get("epoch", 0))
+    snapshot = Snapshot(step, epoch, None, {}, ("trainer.save_checkpoint",))
+    run.save(checkpoint, snapshot, Names(path.name, replace=True), None)
+    run.report(run.close())
 
 
 def _groups(requests: list[Request]) -> Iterator[list[Request]]:

@@ -7,12 +7,13 @@ other; everything that differs between them is a value here.
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from safepoint.integrations.exchange import Exchange
+from safepoint.integrations.exchange import Exchange, save_alone
 from safepoint.integrations.resume import check_sound, local_path
 
 Sink = Callable[[dict[str, Any]], None]
@@ -22,19 +23,26 @@ def interceptor(base: type[Any]) -> type[Any]:
     """Return a CheckpointIO, below the framework's class ``base``, that stands before the configured one."""
 
     class Interceptor(base):  # type: ignore[misc]
-        """Verify what is loaded, and hand what is saved to ``sink`` while there is one; else do as configured."""
+        """Verify what is loaded, and hand what is saved to ``sink`` while there is one.
+
+        What is saved otherwise, because the user asked the trainer to, is durable when the call returns.
+        ``is_plain``: what is configured does nothing that Safepoint does not; a plugin of the user's keeps its work.
+        """
 
         def __init__(self, configured: Any) -> None:
             super().__init__()
             self.configured = configured
+            self.is_plain = False
             self.sink: Sink | None = None
             self.exchange = Exchange()
 
         def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
-            if self.sink is None:
-                self.configured.save_checkpoint(checkpoint, path, storage_options)
-            else:
+            if self.sink is not None:
                 self.sink(checkpoint)
+            elif self.is_plain and storage_options is None and local_path(path) is not None:
+                save_alone(checkpoint, Path(os.path.abspath(path)))
+            else:
+                self.configured.save_checkpoint(checkpoint, path, storage_options)
 
         def load_checkpoint(self, path: Any, *args: Any, **kwargs: Any) -> Any:
             local = local_path(path)
@@ -74,28 +82,21 @@ class Framework:
         """
         if not isinstance(strategy.checkpoint_io, self.interceptor):
             strategy.checkpoint_io = self.interceptor(strategy.checkpoint_io)
+            strategy.checkpoint_io.is_plain = self._is_plain(strategy.checkpoint_io.configured)
         exchange: Exchange = strategy.checkpoint_io.exchange
         return exchange
 
-    def release(self, strategy: Any) -> None:
-        """Put the configured plugin of ``strategy`` back."""
-        if isinstance(strategy.checkpoint_io, self.interceptor):
-            strategy.checkpoint_io = strategy.checkpoint_io.configured
-
     @contextlib.contextmanager
     def handed_to(self, strategy: Any, sink: Sink) -> Iterator[None]:
-        """Hand what ``strategy`` is asked to save to ``sink``, on the rank that would have written it.
-
-        A plugin of the user's keeps its work: only the framework's own do nothing that Safepoint does not.
-        """
+        """Hand what ``strategy`` is asked to save to ``sink``, on the rank that would have written it."""
         before = strategy.checkpoint_io
-        before.sink = sink if self._replaceable(before.configured) else None
+        before.sink = sink if before.is_plain else None
         try:
             yield
         finally:
             before.sink = None
 
-    def _replaceable(self, plugin: Any) -> bool:
+    def _is_plain(self, plugin: Any) -> bool:
         if isinstance(plugin, self.async_io):
             plugin = plugin.checkpoint_io
         return type(plugin) is self.torch_io

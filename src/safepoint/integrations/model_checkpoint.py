@@ -197,9 +197,9 @@ class ModelCheckpointBody(Saving):
         try:
             self._take_in(trainer, run.close())
         finally:
+            self._exchange.leave(run)
             self._run, self._exchange = None, Exchange()
             self._carried = (run.identity, run.ledger)
-            self.framework.release(trainer.strategy)
 
     def on_load_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: dict[str, Any]) -> None:  # noqa: ARG002
         """Take note of the checkpoint that the run is resumed from: it is not removed by this run."""
