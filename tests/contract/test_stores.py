@@ -99,6 +99,16 @@ def test_store_moves_a_second_name(shop: Shop, operation: str, before: str) -> N
     assert shop.look() == {"a.ckpt": b"old", "b.ckpt": b"new", "last.ckpt": b"new"}
 
 
+def test_store_does_not_replace_unless_told(shop: Shop) -> None:
+    """A second name that must be new is refused where something has it, which stays what it is."""
+    shop.put("a.ckpt", b"a")
+    shop.put("b.ckpt", b"b")
+    shop.store.link("a.ckpt", "new.ckpt", replace=False)
+    with pytest.raises(FileExistsError):
+        shop.store.link("a.ckpt", "b.ckpt", replace=False)
+    assert shop.look() == {"a.ckpt": b"a", "b.ckpt": b"b", "new.ckpt": b"a"}
+
+
 def test_store_links_twice(shop: Shop) -> None:
     """Giving a name that it already has changes nothing."""
     shop.put("a.ckpt", b"data")

@@ -140,11 +140,9 @@ class ModelCheckpointBody(Saving):
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:  # noqa: ARG002
         """Save if ``every_n_train_steps`` or ``train_time_interval`` is due."""
-        try:
-            self._at_step(trainer)
-        finally:
-            if self._exchange.requests:
-                self._write_requests(trainer, "on_train_batch_end")
+        self._at_step(trainer)
+        if self._exchange.requests:
+            self._write_requests(trainer, "on_train_batch_end")
 
     def on_validation_start(self, trainer: Any, pl_module: Any) -> None:  # noqa: ARG002 - the framework's signature
         """Note what was logged before the first validation: what comes to it there is measured in validation."""
@@ -153,17 +151,13 @@ class ModelCheckpointBody(Saving):
 
     def on_validation_end(self, trainer: Any, pl_module: Any) -> None:  # noqa: ARG002 - the framework's signature
         """Save what waited for this validation, or what is due at validation's end."""
-        try:
-            self._at_validation_end(trainer)
-        finally:
-            self._write_requests(trainer, "on_validation_end")
+        self._at_validation_end(trainer)
+        self._write_requests(trainer, "on_validation_end")
 
     def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:  # noqa: ARG002 - the framework's signature
         """Save what is due at the end of the training epoch, or waited for it because no validation comes."""
-        try:
-            self._at_train_epoch_end(trainer)
-        finally:
-            self._write_requests(trainer, "on_train_epoch_end")
+        self._at_train_epoch_end(trainer)
+        self._write_requests(trainer, "on_train_epoch_end")
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:  # noqa: ARG002 - the framework's signature
         """Save what still waits, see to ``save_last``, and return when everything is durable."""
