@@ -590,3 +590,10 @@ def test_checkpoint_that_the_user_asks_for_is_durable_at_once(framework: Framewo
     assert Catalog.of(path.parent).records[0].reasons == ("trainer.save_checkpoint",)
     assert "optimizer_states" not in safepoint.load(path)
     assert listing(tmp_path / "ours") == ["epoch=0-step=2.ckpt"]
+
+
+def test_plugin_of_a_strategy_pickles_after_a_fit(framework: Framework, tmp_path: Path) -> None:
+    """What stands before the strategy's plugin arrives in another process as that plugin itself."""
+    fitted = fit(framework, framework.ModelCheckpoint(dirpath=tmp_path), epochs=1)
+    plugin = fitted.strategy.checkpoint_io
+    assert type(pickle.loads(pickle.dumps(plugin))) is type(plugin.configured)

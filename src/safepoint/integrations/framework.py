@@ -56,6 +56,10 @@ def interceptor(base: type[Any]) -> type[Any]:
         def teardown(self) -> None:
             self.configured.teardown()
 
+        def __reduce__(self) -> tuple[Callable[[Any], Any], tuple[Any]]:
+            # In another process there is nothing to intercept until a callback is set up there.
+            return _itself, (self.configured,)
+
     return Interceptor
 
 
@@ -100,3 +104,7 @@ class Framework:
         if isinstance(plugin, self.async_io):
             plugin = plugin.checkpoint_io
         return type(plugin) is self.torch_io
+
+
+def _itself(plugin: Any) -> Any:
+    return plugin
