@@ -1,4 +1,4 @@
-"""The one background pipeline: digest, write, name, remove. The only file with a thread.
+"""The one background pipeline: digest, write, name, remove.
 
 Jobs run one after another in the order of submission. Nothing is removed before the job's own checkpoint is durable
 under all its names, and once a job has failed nothing more is removed until the training thread has taken notice: what
@@ -10,12 +10,13 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import dataclass, replace
 
 import msgspec
 
 from safepoint import image
+from safepoint.background import Background
 from safepoint.checksums import checksums
 from safepoint.image import Entry, Layout
 from safepoint.manifest import Blob, Manifest, encode
@@ -87,14 +88,14 @@ class Writer:
     def __init__(self, store: Store, pool: Pool) -> None:
         self._store = store
         self._pool = pool
-        self._executor: ThreadPoolExecutor | None = None
+        self._thread = Background("writer")
         self._futures: deque[Future[Outcome]] = deque()
         self._failures = 0  # the writer thread's
         self._failures_told = 0  # the training thread's
 
     def submit(self, job: Job) -> None:
         """Queue ``job``; its image belongs to the writer from now on."""
-        self._futures.append(self._thread().submit(self._run, job, self._failures_told, time.monotonic()))
+        self._futures.append(self._thread.submit(self._run, job, self._failures_told, time.monotonic()))
 
     def outcomes(self) -> Iterator[Outcome]:
         """Take what became of the jobs that have ended since the last call, oldest first."""
@@ -121,15 +122,7 @@ class Writer:
 
     def close(self) -> None:
         """Wait, and end the thread; the next ``submit`` starts another."""
-        if self._executor is not None:
-            self._executor.shutdown(wait=True)
-            self._executor = None
-
-    def _thread(self) -> ThreadPoolExecutor:
-        if self._executor is None:
-            # Not a daemon: the interpreter waits for what is still to be written when a program ends without close().
-            self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="safepoint-writer")
-        return self._executor
+        self._thread.close()
 
     def _run(self, job: Job, failures_told: int, submitted_s: float) -> Outcome:
         """Do ``job``, decided when ``failures_told`` failures were known; it removes only if there were no more."""

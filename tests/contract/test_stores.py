@@ -300,8 +300,8 @@ def test_local_store_writes_where_space_cannot_be_reserved(directory: Path, monk
 
 def test_local_store_writes_all_of_a_chunk(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The operating system may take less than it was given; the rest follows."""
-    write = os.write
-    monkeypatch.setattr(os, "write", lambda descriptor, data: write(descriptor, data[:3]))
+    write = os.pwrite
+    monkeypatch.setattr(os, "pwrite", lambda descriptor, data, offset: write(descriptor, data[:3], offset))
     LocalStore(directory).write("a.ckpt", [b"0123456789"], 10, replace=False)
     assert _files(directory) == {"a.ckpt": b"0123456789"}
 
@@ -564,7 +564,7 @@ Path("/end").exists()
 def _calls(step: str, directory: Path, trace: Path) -> list[str]:
     """Return the system calls of ``step`` that matter, as the kernel sees them: ``call name [name]``."""
     watched = "fsync,fdatasync,rename,renameat,renameat2,link,linkat,symlink,symlinkat,unlink,unlinkat,mkdir,mkdirat,"
-    watched += "fallocate,write,stat,newfstatat,statx"
+    watched += "fallocate,pwrite64,stat,newfstatat,statx"
     strace = ["strace", "-f", "-y", "-o", str(trace), "-e", f"trace={watched}"]
     code = STEPS.replace("STEP", step)
     done = subprocess.run([*strace, sys.executable, "-c", code, str(directory)], capture_output=True, check=False)
@@ -583,7 +583,7 @@ def _calls(step: str, directory: Path, trace: Path) -> list[str]:
 
 def _call(name: str) -> str:
     """Return the name of a system call without the mark of its variants."""
-    return re.sub(r"(at2?|data)$", "", name) if name != "fdatasync" else "fdatasync"
+    return re.sub(r"(at2?|data)$", "", name.removeprefix("p").removesuffix("64")) if name != "fdatasync" else name
 
 
 def _names(arguments: str) -> list[str]:

@@ -18,7 +18,7 @@ CORE_TESTS = Path(__file__).parents[1] / "core"
 
 LEVELS = (
     ("errors", "records"),
-    ("manifest", "when", "keep", "naming", "image", "checksums"),
+    ("manifest", "when", "keep", "naming", "image", "checksums", "background", "memory"),
     ("schedule", "ledger"),
     ("state",),
     ("stores", "signals", "staging", "capture", "reader"),
@@ -41,8 +41,8 @@ TORCH = {
     "integrations.top_k",
 }
 FRAMEWORKS = {"lightning", "pytorch_lightning"}
-THREADS = {"writer", "staging", "stores.memory"}
-"""The writer has the thread; staging waits on a condition, and the store for tests on an event."""
+THREADS = {"background", "writer", "staging", "stores.direct", "stores.memory"}
+"""``background`` starts threads; the others hold futures, a condition, and the store for tests an event."""
 TORCH_FREE = (
     "",
     "when",
@@ -175,12 +175,12 @@ def test_frameworks_are_imported_by_the_adapters_only() -> None:
 
 
 def test_threads_are_in_one_place() -> None:
-    """What runs at the same time as training is in the writer; two others wait."""
+    """Every thread is started in ``background``; others wait for what runs there."""
     concurrent = {"threading", "concurrent", "multiprocessing", "asyncio", "_thread"}
     assert {module.name for module in MODULES.values() if module.packages() & concurrent} == THREADS
     starting = {"threading.Thread", "threading.Timer", "concurrent.futures.ThreadPoolExecutor"}
     used = {module.name for module in MODULES.values() if starting & set(module.imports(for_types=False))}
-    assert used == {"writer"}
+    assert used == {"background"}
 
 
 def _run(code: str) -> str:

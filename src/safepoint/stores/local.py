@@ -18,6 +18,7 @@ from pathlib import Path
 
 from safepoint.errors import ConfigurationError
 from safepoint.naming import TEMPORARY_PREFIX
+from safepoint.stores import direct
 
 _LINKS_REFUSED = (errno.EPERM, errno.EOPNOTSUPP, errno.EMLINK, errno.ENOSYS)
 _PREALLOCATION_REFUSED = (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS)
@@ -35,8 +36,7 @@ class LocalStore:
         final = self._parent_made(name)
         with _temporary(final.parent) as (descriptor, temporary):
             _preallocate(descriptor, size_bytes)
-            for chunk in chunks:
-                _write_all(descriptor, chunk)
+            direct.write_chunks(descriptor, chunks)
             os.fsync(descriptor)
             if replace:
                 temporary.replace(final)
@@ -180,12 +180,6 @@ def _preallocate(descriptor: int, size_bytes: int) -> None:
     except OSError as error:
         if error.errno not in _PREALLOCATION_REFUSED:
             raise
-
-
-def _write_all(descriptor: int, chunk: bytes | memoryview) -> None:
-    left = memoryview(chunk)
-    while left:
-        left = left[os.write(descriptor, left) :]
 
 
 def _publish_new(temporary: Path, final: Path) -> None:

@@ -1,0 +1,126 @@
+"""Files past the page cache: O_DIRECT writes and reads in slabs, buffered where a file system refuses them.
+
+The page cache would cost a second copy, its memory, and several times the processor time. Order, contents and
+guarantees are the same either way; nothing here is durable before the caller's fsync.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future
+from typing import Any
+
+from safepoint.background import Background
+from safepoint.memory import PAGE_BYTES, HostMemory
+
+SLAB_BYTES = 32 << 20
+IN_FLIGHT = 2
+"""How many slabs are on their way at once, each by a thread of its own."""
+_REFUSED = (errno.EINVAL, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS)
+
+
+def write_chunks(descriptor: int, chunks: Iterable[bytes | memoryview]) -> None:
+    """Write ``chunks`` one behind the other, from the beginning of the file.
+
+    Chunks that begin at a multiple of 4096 bytes, in the file as in memory, go past the page cache. A chunk must stay
+    as it is until ``IN_FLIGHT`` further ones have been taken: the next is made while these are written.
+    """
+    threads = Background("disk", IN_FLIGHT)
+    pending: deque[Future[None]] = deque()
+    direct = _set_direct(descriptor, on=True)
+    offset = 0
+    try:
+        for chunk in chunks:
+            while len(pending) >= IN_FLIGHT:
+                pending.popleft().result()
+            view = memoryview(chunk)
+            whole = len(view) // PAGE_BYTES * PAGE_BYTES if direct and offset % PAGE_BYTES == 0 else 0
+            if whole:
+                pending.append(threads.submit(_write_at, descriptor, view[:whole], offset))
+            if whole < len(view):  # the end of the file, which is no whole page
+                _drain(pending)
+                direct = direct and not _set_direct(descriptor, on=False)
+                _write_at(descriptor, view[whole:], offset + whole)
+            offset += len(view)
+        _drain(pending)
+    finally:
+        threads.close()
+
+
+def read_chunks(descriptor: int, size_bytes: int) -> Iterator[tuple[int, memoryview]]:
+    """Yield (offset, bytes) of the file's first ``size_bytes``, in order; a chunk is valid until the next is asked for.
+
+    Reads ahead in threads. The file may turn out shorter: then the last chunk is.
+    """
+    direct = _set_direct(descriptor, on=True)
+    threads = Background("disk", IN_FLIGHT)
+    slab_bytes = min(SLAB_BYTES, -(-size_bytes // PAGE_BYTES) * PAGE_BYTES)
+    slabs = [HostMemory(slab_bytes).view(0, slab_bytes) for _ in range(IN_FLIGHT + 1)] if size_bytes else []
+    pending: deque[tuple[int, Future[int]]] = deque()
+    try:
+        for turn, offset in enumerate(range(0, size_bytes, slab_bytes or 1)):
+            pending.append((turn, threads.submit(_read_at, descriptor, slabs[turn % len(slabs)], offset)))
+            if len(pending) == len(slabs):
+                yield _taken(pending, slabs, size_bytes)
+        while pending:
+            yield _taken(pending, slabs, size_bytes)
+    finally:
+        threads.close()
+        if direct:
+            _set_direct(descriptor, on=False)
+
+
+def _taken(pending: deque[tuple[int, Future[int]]], slabs: list[memoryview], size_bytes: int) -> tuple[int, memoryview]:
+    turn, future = pending.popleft()
+    offset = turn * len(slabs[0])
+    return offset, slabs[turn % len(slabs)][: min(future.result(), size_bytes - offset)]
+
+
+def _drain(pending: deque[Future[None]]) -> None:
+    while pending:
+        pending.popleft().result()
+
+
+def _write_at(descriptor: int, data: memoryview, offset: int) -> None:
+    left = data
+    while left:
+        written = _unrefused(descriptor, os.pwrite, left, offset)
+        left, offset = left[written:], offset + written
+
+
+def _read_at(descriptor: int, slab: memoryview, offset: int) -> int:
+    done = 0
+    while done < len(slab):
+        count = _unrefused(descriptor, os.preadv, [slab[done:]], offset + done)
+        done += count
+        if not count or done % PAGE_BYTES:  # the end of the file, which no direct read goes on from
+            break
+    return done
+
+
+def _unrefused(descriptor: int, transfer: Callable[[int, Any, int], int], data: object, offset: int) -> int:
+    """Do ``transfer``; once more without O_DIRECT if refused: some file systems take the flag and not its use."""
+    try:
+        return transfer(descriptor, data, offset)
+    except OSError as error:
+        if error.errno not in _REFUSED:
+            raise
+    _set_direct(descriptor, on=False)
+    return transfer(descriptor, data, offset)
+
+
+def _set_direct(descriptor: int, *, on: bool) -> bool:
+    """Switch O_DIRECT on or off; return whether that changed anything."""
+    flags = fcntl.fcntl(descriptor, fcntl.F_GETFL)
+    wanted = flags | os.O_DIRECT if on else flags & ~os.O_DIRECT
+    if wanted == flags:
+        return False
+    try:
+        fcntl.fcntl(descriptor, fcntl.F_SETFL, wanted)
+    except OSError:
+        return False
+    return True
