@@ -23,7 +23,7 @@ from safepoint.errors import (
     StateMismatchError,
 )
 from safepoint.reader import verify
-from safepoint.records import Progress, Record
+from safepoint.records import Progress, Record, SaveStats
 
 if TYPE_CHECKING:
     from safepoint.checkpointer import Checkpointer
@@ -42,6 +42,7 @@ __all__ = [
     "RestoreError",
     "SafepointError",
     "SaveError",
+    "SaveStats",
     "StateMismatchError",
     "keep",
     "load",

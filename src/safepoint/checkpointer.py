@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import time
 import warnings
+from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+import torch
+
 from safepoint import reader, schedule
 from safepoint import restore as restoring
 from safepoint.capture import rng_state, set_rng_state
 from safepoint.catalog import Catalog, best_of
+from safepoint.deferral import Live
 from safepoint.errors import (
     ConfigurationError,
     MissingMetricError,
@@ -24,17 +29,21 @@ from safepoint.keep import Mode, PreservationPolicy
 from safepoint.ledger import Ledger
 from safepoint.naming import check_template, first_free
 from safepoint.pipeline import OnError, Options, Pipeline, Snapshot, Staging
-from safepoint.records import NO_METRICS, Event, EventKind, Progress, Record, Save
+from safepoint.records import NO_METRICS, Event, EventKind, Progress, Record, Save, SaveStats
 from safepoint.run import Run, Settled
 from safepoint.signals import Signals
+from safepoint.staging import image_bytes
 from safepoint.stores.local import check_directory
 from safepoint.when import SavePolicy
 from safepoint.writer import Names
+
+logger = logging.getLogger("safepoint")
 
 OWN_ENTRY = "safepoint"
 """The entry of the saved state that holds what Safepoint itself restores: the random generators."""
 
 
+_STATS_LIMIT = 10_000
 _EXCEPTION_FILENAME = "{epoch}-{step}-exception"
 
 
@@ -63,9 +72,10 @@ class Checkpointer:
         staging: Staging = "copy",
         blocking: bool = False,
         max_images: int = 2,
+        max_host_bytes: int | None = None,
         on_error: OnError = "raise",
     ) -> None:
-        options = Options(staging=staging, blocking=blocking, max_images=max_images, on_error=on_error)
+        options = Options(staging, blocking, max_images, max_host_bytes, on_error)
         options.check("Checkpointer")
         _check_policies(save, keep)
         _check_flat(filename)
@@ -73,6 +83,7 @@ class Checkpointer:
         self.directory = Path(os.path.abspath(os.path.expanduser(directory)))
         check_directory(self.directory, owner="directory")
         self._state = dict(state)
+        self._live = _live(self._state)
         self._save_policy = save
         self._keep_policy = keep
         self._filename = filename
@@ -85,6 +96,8 @@ class Checkpointer:
         self._protected: dict[Path, str] = {}
         self._alone = False
         self._has_saved = False
+        self._has_memory = False
+        self._stats: deque[SaveStats] = deque(maxlen=_STATS_LIMIT)
         self._closed = False
         self._signals = Signals(save.signals) if save.signals else None
 
@@ -153,6 +166,8 @@ class Checkpointer:
         self._progress = Progress(p.step + 1, p.epoch, p.batch + 1, NO_METRICS, p.path)
         self._measured = _Measured(metrics)
         self._seen |= metrics.keys()
+        if not self._has_memory:
+            self._prepare_memory()
         self._decide(EventKind.STEP, p.epoch)
         self._answer_signal(p.epoch)
 
@@ -237,6 +252,11 @@ class Checkpointer:
         records = Catalog.of(self.directory).records
         return tuple(record for record in records if record.path not in self._run.ledger.pending)
 
+    def stats(self) -> tuple[SaveStats, ...]:
+        """Return what each save of this process that is durable by now has cost, oldest first; the last 10,000."""
+        self._take_in(self._run.settle())
+        return tuple(self._stats)
+
     def latest(self) -> Record | None:
         """Return the durable checkpoint that was saved last, or ``None``."""
         records = self.records()
@@ -270,8 +290,16 @@ class Checkpointer:
         if settled.failed:
             self._schedule = schedule.failed(self._schedule)
         elif settled.durable and self._run.idle:
-            self._schedule = schedule.secured(self._schedule, settled.write_s)
+            self._schedule = schedule.secured(self._schedule, settled.stats[-1].write_s)
+        for stats in settled.stats:
+            logger.info("%s", stats)
+        self._stats += settled.stats
         self._run.report(settled)
+
+    def _prepare_memory(self) -> None:
+        """Have memory ready before the first save; after a first step the optimizers have their state."""
+        self._has_memory = True
+        self._run.pipeline.prepare(image_bytes([restoring.state_of(target) for target in self._state.values()]))
 
     def _save_now(self, event: Event, decision: Save, *, pinned: bool) -> None:
         metrics = dict(event.metrics)
@@ -295,7 +323,8 @@ class Checkpointer:
         state = {entry: restoring.state_of(target) for entry, target in self._state.items()}
         state[OWN_ENTRY] = {"rng": rng_state()}
         self._warn_of_other_runs()
-        self._run.save(state, snapshot, Names(name, replace=self.directory / name in same_step), proposed)
+        names = Names(name, replace=self.directory / name in same_step)
+        self._run.save(state, snapshot, names, proposed, self._live)
         self._has_saved = True
 
     def _check_ranked_by(self, present: Iterable[str]) -> None:
@@ -368,6 +397,13 @@ class Checkpointer:
             if self._signals is not None:
                 self._signals.restore()
             self._take_in(self._run.close())
+
+
+def _live(state: Mapping[str, object]) -> Live:
+    return Live(
+        modules=tuple(target for target in state.values() if isinstance(target, torch.nn.Module)),
+        optimizers=tuple(target for target in state.values() if isinstance(target, torch.optim.Optimizer)),
+    )
 
 
 def _check_policies(save: object, keep: object) -> None:

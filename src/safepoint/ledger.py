@@ -11,7 +11,7 @@ from pathlib import Path
 from types import MappingProxyType
 
 from safepoint.keep import PreservationPolicy
-from safepoint.records import Fate, Metrics, Plan, Record
+from safepoint.records import Fate, Metrics, Plan, Record, SaveStats
 
 NOTHING: Mapping[Path, str] = MappingProxyType({})
 _NEWEST = "the newest is never removed"
@@ -108,17 +108,23 @@ class Ledger:
         )
         return after, Proposal(candidate, plan, released, replaced)
 
-    def committed(self, proposal: Proposal, size_bytes: int, still_there: Sequence[Record] = ()) -> Ledger:
+    def committed(
+        self,
+        proposal: Proposal,
+        size_bytes: int,
+        still_there: Sequence[Record] = (),
+        stats: SaveStats | None = None,
+    ) -> Ledger:
         """Return the ledger with the proposal's record durable, at its true size, and with ``still_there`` back in.
 
-        ``still_there`` are those of ``proposal.released`` that were not removed after all.
+        ``still_there`` are those of ``proposal.released`` that were not removed after all; ``stats``: what it cost.
         """
         done = _key(proposal.record)
 
-        def sized(record: Record) -> Record:
-            return replace(record, size_bytes=size_bytes) if _key(record) == done else record
+        def told(record: Record) -> Record:
+            return replace(record, size_bytes=size_bytes, stats=stats) if _key(record) == done else record
 
-        return replace(self._each(sized), pending=self._pending_without(proposal.record)).with_back(still_there)
+        return replace(self._each(told), pending=self._pending_without(proposal.record)).with_back(still_there)
 
     def failed(self, proposal: Proposal) -> Ledger:
         """Return the ledger without the proposal's record, and with what it let go back in."""

@@ -13,7 +13,7 @@ from typing import Annotated
 import msgspec
 
 from safepoint.errors import NotACheckpointError
-from safepoint.records import Fate, Number, Progress, Record, decoded_metrics, encoded_metrics
+from safepoint.records import Fate, Number, Progress, Record, SaveStats, decoded_metrics, encoded_metrics
 
 FORMAT_VERSION = 1
 HISTORY_LIMIT = 1000
@@ -52,7 +52,19 @@ class Position(msgspec.Struct, frozen=True):
     batch: Count
 
 
-class HistoryEntry(msgspec.Struct, frozen=True):
+class Stats(msgspec.Struct, frozen=True):
+    """What a save cost: see ``records.SaveStats``."""
+
+    size_bytes: Count
+    written_bytes: Count
+    waited_s: float
+    stalled_s: float
+    staged_s: float
+    written_s: float
+    committed_s: float
+
+
+class HistoryEntry(msgspec.Struct, frozen=True, omit_defaults=True):
     """A checkpoint of the run and what became of it: ``reason`` says why it is kept or why it was removed."""
 
     name: str
@@ -62,6 +74,7 @@ class HistoryEntry(msgspec.Struct, frozen=True):
     time: float
     kept: bool
     reason: str
+    stats: Stats | None = None
 
 
 class Manifest(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -144,19 +157,29 @@ def encoded_history(fates: tuple[Fate, ...], directory: Path) -> tuple[HistoryEn
 
 
 def decoded_history(manifest: Manifest, directory: Path) -> tuple[Fate, ...]:
-    """Return the history as fates of records in ``directory``; their sizes are not in it (0)."""
-    return tuple(
-        Fate(
-            Record(directory / e.name, e.step, e.epoch, decoded_metrics(e.metrics), e.time, 0, (), run=manifest.run),
-            e.kept,
-            e.reason,
-        )
-        for e in manifest.history
-    )
+    """Return the history as fates of records in ``directory``; the size of one without statistics is not in it (0)."""
+    return tuple(Fate(_record(entry, directory, manifest.run), entry.kept, entry.reason) for entry in manifest.history)
 
 
 class _Head(msgspec.Struct):
     format_version: Annotated[int, msgspec.Meta(ge=1)]
+
+
+def _record(entry: HistoryEntry, directory: Path, run: str) -> Record:
+    path, stats = directory / entry.name, None
+    if entry.stats is not None:
+        stats = SaveStats(path=path, step=entry.step, **msgspec.structs.asdict(entry.stats))
+    return Record(
+        path=path,
+        step=entry.step,
+        epoch=entry.epoch,
+        metrics=decoded_metrics(entry.metrics),
+        time=entry.time,
+        size_bytes=0 if stats is None else stats.size_bytes,
+        reasons=(),
+        run=run,
+        stats=stats,
+    )
 
 
 def _entry(fate: Fate, directory: Path) -> HistoryEntry:
@@ -164,4 +187,7 @@ def _entry(fate: Fate, directory: Path) -> HistoryEntry:
     inside = record.path.is_relative_to(directory)
     name = record.path.relative_to(directory).as_posix() if inside else record.path.name
     metrics = encoded_metrics(record.metrics)
-    return HistoryEntry(name, record.step, record.epoch, metrics, record.time, fate.kept, fate.reason)
+    stats = None
+    if record.stats is not None:
+        stats = Stats(**{field: getattr(record.stats, field) for field in Stats.__struct_fields__})
+    return HistoryEntry(name, record.step, record.epoch, metrics, record.time, fate.kept, fate.reason, stats)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib.metadata
 import platform
 import time
+import warnings
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -19,19 +20,22 @@ from uuid import uuid4
 import torch
 
 from safepoint.capture import Capture, capture
+from safepoint.deferral import Barrier, Live
 from safepoint.errors import ConfigurationError
-from safepoint.image import lay_out
+from safepoint.image import Layout, lay_out
 from safepoint.ledger import Ledger, Proposal
 from safepoint.manifest import FORMAT_VERSION, Blob, Manifest, Position, encoded_history
 from safepoint.records import Fate, Metrics, Record, encoded_metrics
-from safepoint.staging import Pool
+from safepoint.sealing import Seal
+from safepoint.staging import Pool, Staged, StagedLive, stage, stage_deferred
 from safepoint.stores import Store
 from safepoint.stores.local import LocalStore
 from safepoint.when import positive_count
-from safepoint.writer import Job, Names, Outcome, Writer
+from safepoint.writer import Asked, Job, Names, Outcome, Writer
 
 OnError = Literal["raise", "warn"]
-Staging = Literal["copy"]
+Staging = Literal["copy", "deferred"]
+NOTHING_LIVE = Live()
 Proposed = tuple[Ledger, Proposal]
 """What ``Ledger.propose`` answers."""
 
@@ -40,13 +44,16 @@ Proposed = tuple[Ledger, Proposal]
 class Options:
     """How a run saves.
 
-    ``staging``: "copy", training waits for one memory copy. ``blocking``: each save returns when it is durable.
-    ``max_images``: host images in memory at most. ``on_error``: what a failed save does at the next hook.
+    ``staging``: "copy", training waits for one memory copy; "deferred", what optimizers own is copied during the next
+    forward and backward. ``blocking``: each save returns when it is durable. ``max_images``: host images in memory at
+    most, of ``max_host_bytes`` together (``None``: half of the memory available). ``on_error``: what a failed save does
+    at the next hook.
     """
 
     staging: Staging = "copy"
     blocking: bool = False
     max_images: int = 2
+    max_host_bytes: int | None = None
     on_error: OnError = "raise"
 
     def check(self, owner: str) -> None:
@@ -58,6 +65,8 @@ class Options:
             if value not in choices:
                 raise ConfigurationError(f"{owner}({name}={value!r}): give one of {', '.join(map(repr, choices))}.")
         positive_count(owner, "max_images", self.max_images)
+        if self.max_host_bytes is not None:
+            positive_count(owner, "max_host_bytes", self.max_host_bytes)
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,8 +110,10 @@ class Pipeline:
         self.options = options
         self.identity = uuid4().hex
         self.books: list[Book] = []
-        self._pool = Pool(options.max_images)
-        self._writer = Writer(store or LocalStore(directory), self._pool)
+        self._pool = Pool(options.max_images, options.max_host_bytes)
+        self._barrier = Barrier()
+        self._writer = Writer(store or LocalStore(directory))
+        self._said_that_it_streams = False
         self._under_way: deque[tuple[Part, ...]] = deque()  # of the jobs queued, in their order
         self._last_time = 0.0
         self._last_size_bytes = 0
@@ -129,35 +140,66 @@ class Pipeline:
             measured_at=dict(snapshot.measured_at),
         )
 
-    def save(self, state: object, snapshot: Snapshot, parts: Sequence[Part]) -> None:
+    def prepare(self, size_bytes: int) -> None:
+        """Have memory ready for states of about ``size_bytes``; cheap, and of no effect once it is."""
+        self._pool.prepare(size_bytes)
+
+    def save(self, state: object, snapshot: Snapshot, parts: Sequence[Part], live: Live = NOTHING_LIVE) -> None:
         """Stage ``state`` once and queue it under the names of all ``parts``; return once it is staged.
 
-        The ledgers are changed only if staging succeeds. ``blocking``: return once it is durable.
+        With ``staging="deferred"``, what the optimizers in ``live`` own is staged later, and at the latest before their
+        next step. The ledgers are changed only if staging succeeds. ``blocking``: return once it is durable.
 
         Raises:
             CaptureError: the state holds something that cannot be saved; nothing was changed.
 
         """
+        began_s = time.perf_counter()
         captured = capture(state)
         layout = lay_out(len(captured.pickle), [storage.nbytes() for storage in captured.storages])
         records = [self._record(part, snapshot) for part in parts]
         ledgers = {id(part.book): part.proposed[0] for part in parts if part.proposed is not None}
         history = self._history([ledgers.get(id(book), book.ledger) for book in self.books], parts, records)
-        manifest = self._manifest(captured, snapshot, records[0], history)
-        image = self._pool.acquire()
-        try:
-            image.stage(captured.pickle, captured.storages, layout)
-        except BaseException:
-            self._pool.release(image)
-            raise
-        self._last_time, self._last_size_bytes = max(record.time for record in records), layout.body_bytes
+        seal = Seal(layout, self._manifest(captured, snapshot, records[0], history))
+        staged, waited_s = self._staged(captured, layout, live)
+        self._last_time, self._last_size_bytes = max(record.time for record in records), seal.size_bytes
         for part in parts:
             part.book.ledger = ledgers.get(id(part.book), part.book.ledger)
         first, *others = (part.names for part in parts)
         self._under_way.append(tuple(parts))
-        self._writer.submit(Job(image, layout, manifest, first, self._removals(parts), tuple(others)))
-        if self.options.blocking:
+        asked = Asked(began_s, waited_s, time.perf_counter() - began_s)
+        path = self.directory / first.name
+        self._writer.submit(Job(staged, seal, path, snapshot.step, first, asked, self._removals(parts), tuple(others)))
+        if self.options.blocking or isinstance(staged, StagedLive):
             self._writer.wait()
+
+    def _staged(self, captured: Capture, layout: Layout, live: Live) -> tuple[Staged, float]:
+        """Return the state staged, or being staged, and the seconds of waiting for an image."""
+        self._barrier.release()
+        asked_s = time.perf_counter()
+        image = self._pool.acquire(layout.body_bytes)
+        waited_s = time.perf_counter() - asked_s
+        if image is None:
+            self._say_that_it_streams(layout.body_bytes)
+            return StagedLive(captured, layout), waited_s
+        try:
+            if self.options.staging == "deferred":
+                return stage_deferred(image, self._pool, captured, layout, self._barrier, live), waited_s
+            return stage(image, self._pool, captured, layout), waited_s
+        except BaseException:
+            self._pool.release(image)
+            raise
+
+    def _say_that_it_streams(self, size_bytes: int) -> None:
+        if not self._said_that_it_streams:
+            self._said_that_it_streams = True
+            warnings.warn(
+                f"checkpoints of {size_bytes / 1e9:.2f} GB do not fit into the host memory allowed for them "
+                f"({self._pool.max_host_bytes / 1e9:.2f} GB): each goes to disk through a small buffer while training "
+                "waits. Give max_host_bytes=, or exclude_frozen=True where most of the weights are frozen.",
+                RuntimeWarning,
+                stacklevel=6,
+            )
 
     @property
     def has_ended(self) -> bool:
@@ -172,13 +214,16 @@ class Pipeline:
 
     def wait(self) -> None:
         """Return when everything queued has ended, and every book knows."""
+        self._barrier.release()
         self._writer.wait()
         self.drain()
 
     def close(self) -> None:
-        """Wait, and end the writer's thread; the next ``save`` starts another."""
+        """Wait, end all threads and let go of the memory; the next ``save`` starts afresh."""
         self.wait()
         self._writer.close()
+        self._barrier.close()
+        self._pool.close()
 
     def has_under_way(self, book: Book) -> bool:
         """Tell whether anything that is queued has a part for ``book``."""

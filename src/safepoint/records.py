@@ -102,12 +102,52 @@ Decision = Save | Defer | Skip
 
 
 @dataclass(frozen=True, slots=True)
+class SaveStats:
+    """What one save cost. Seconds from when it was asked for, but for the first two.
+
+    ``stalled_s``: how long training was held up in all; ``waited_s``: the part of it spent waiting for a free image.
+    ``staged_s``: until the state was in host memory; ``written_s``: until the last of its bytes was handed to the disk;
+    ``committed_s``: until it was durable under all its names. ``written_bytes`` leaves out those of ``size_bytes``
+    that the file shares with an earlier one.
+    """
+
+    path: Path
+    step: int
+    size_bytes: int
+    written_bytes: int
+    waited_s: float
+    stalled_s: float
+    staged_s: float
+    written_s: float
+    committed_s: float
+
+    @property
+    def write_s(self) -> float:
+        """How long it took from staged to durable, waiting for its turn included."""
+        return self.committed_s - self.staged_s
+
+    @property
+    def megabytes_per_s(self) -> float:
+        """How fast the bytes became durable once they were staged."""
+        return self.written_bytes / 1e6 / max(self.write_s, 1e-9)
+
+    def __str__(self) -> str:
+        """Tell it in a line."""
+        return (
+            f"{self.path.name} is durable: {self.size_bytes / 1e6:.1f} MB; training held up {self.stalled_s:.3f} s, of "
+            f"which {self.waited_s:.3f} s for a free image; staged after {self.staged_s:.3f} s, written after "
+            f"{self.written_s:.3f} s, durable after {self.committed_s:.3f} s ({self.megabytes_per_s:.0f} MB/s)"
+        )
+
+
+@dataclass(frozen=True, slots=True)
 class Record:
     """One checkpoint.
 
     ``step`` and ``epoch`` are those of the save, ``time`` the seconds since 1970 at which the state was captured
     (strictly rising within a run), ``reasons`` why it was saved, ``run`` the identity of the run that wrote it.
     ``metrics`` were measured on its very weights, but for those in ``measured_at``, which were at an earlier step.
+    ``stats`` is what the save cost, if known: a checkpoint cannot hold that of itself, but a later one of its run does.
     """
 
     path: Path
@@ -120,6 +160,7 @@ class Record:
     pinned: bool = False
     run: str = ""
     measured_at: Mapping[str, int] = field(default_factory=lambda: MappingProxyType({}))
+    stats: SaveStats | None = None
 
 
 @dataclass(frozen=True, slots=True)

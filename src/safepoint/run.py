@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import os
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+from safepoint.deferral import Live
 from safepoint.errors import SaveError
 from safepoint.ledger import Ledger
-from safepoint.pipeline import Book, Part, Pipeline, Proposed, Snapshot
-from safepoint.records import Record
+from safepoint.pipeline import NOTHING_LIVE, Book, Part, Pipeline, Proposed, Snapshot
+from safepoint.records import Record, SaveStats
 from safepoint.stores.local import clean
 from safepoint.writer import Names, Outcome
 
@@ -23,13 +24,13 @@ from safepoint.writer import Names, Outcome
 class Settled:
     """What the training thread has just taken notice of: what became durable, what failed, and with which errors.
 
-    ``write_s``: how long the last one that became durable took to, from when it was staged.
+    ``stats``: what each of those that became durable cost, in their order.
     """
 
     durable: tuple[Names, ...]
     failed: tuple[Names, ...]
     errors: tuple[SaveError, ...]
-    write_s: float = 0.0
+    stats: tuple[SaveStats, ...] = ()
 
 
 class Run:
@@ -71,9 +72,16 @@ class Run:
         """Return this run's part in a save."""
         return Part(self._book, names, proposed)
 
-    def save(self, state: object, snapshot: Snapshot, names: Names, proposed: Proposed | None) -> None:
+    def save(
+        self,
+        state: object,
+        snapshot: Snapshot,
+        names: Names,
+        proposed: Proposed | None,
+        live: Live = NOTHING_LIVE,
+    ) -> None:
         """Save for this run alone: see ``Pipeline.save``."""
-        self.pipeline.save(state, snapshot, [self.part(names, proposed)])
+        self.pipeline.save(state, snapshot, [self.part(names, proposed)], live)
 
     @property
     def idle(self) -> bool:
@@ -91,16 +99,16 @@ class Run:
         durable: list[Names] = []
         failed: list[Names] = []
         errors: list[SaveError] = []
-        write_s = 0.0
+        stats: list[SaveStats] = []
         while self._book.ended:
             part, outcome = self._book.ended.popleft()
             self._take_in(part, outcome)
             (durable if outcome.durable else failed).append(part.names)
-            if outcome.durable:
-                write_s = outcome.write_s
+            if outcome.stats is not None:
+                stats.append(outcome.stats)
             if outcome.error is not None and part.names is outcome.job.names:  # told once, by the first of the parts
                 errors.append(self._told(outcome, outcome.error))
-        return Settled(tuple(durable), tuple(failed), tuple(errors), write_s)
+        return Settled(tuple(durable), tuple(failed), tuple(errors), tuple(stats))
 
     def wait(self) -> Settled:
         """Do as ``settle`` does when everything queued has ended."""
@@ -147,9 +155,10 @@ class Run:
         if part.proposed is None:
             return
         _, proposal = part.proposed
-        if outcome.durable:
+        if outcome.stats is not None:
             still_there = [gone for gone in proposal.released if self.name_of(gone) in outcome.still_there]
-            self.ledger = self.ledger.committed(proposal, outcome.size_bytes, still_there)
+            stats = replace(outcome.stats, path=proposal.record.path)
+            self.ledger = self.ledger.committed(proposal, stats.size_bytes, still_there, stats)
         else:
             self.ledger = self.ledger.failed(proposal)
 

@@ -1,69 +1,125 @@
 """Host images: where the state is copied to, the only thing that training waits for.
 
 An image is one reused buffer that holds the file's bytes in front of the manifest, storages at their final offsets.
-The pool holds at most ``max_images`` of them; when all are on their way to disk, the next save waits for one rather
-than growing. Knows torch and memory; knows no file and no policy.
+The pool holds at most ``max_images`` of them, within ``max_host_bytes``. Their memory is faulted in, and page-locked
+where there is CUDA, in the background: the first one as soon as the size of the state is known, a further one when a
+save had to wait for the first. Where not one fits, the state passes to the disk through a few slabs, and training
+waits. Knows torch and memory; knows no file and no policy.
 """
 
 from __future__ import annotations
 
-import mmap
+import logging
 import threading
+import time
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 
-from safepoint.image import Layout
+from safepoint.background import Background
+from safepoint.capture import Capture
+from safepoint.deferral import Barrier, Deferral, Live, deferrable
+from safepoint.image import ALIGNMENT_BYTES, Layout
+from safepoint.memory import available_bytes
+from safepoint.sealing import SLAB_BYTES
+from safepoint.transfer import HostBuffer, Piece, tensors_in
+
+logger = logging.getLogger("safepoint")
+
+_RING_SLABS = 3
+"""Slabs of a streamed state: two on their way to disk, and the one that is filled and digested."""
+
+
+class Staged(Protocol):
+    """A state on its way to the writer."""
+
+    def wait(self) -> None:
+        """Return when all of it is staged; raise what went wrong."""
+
+    def slab(self, start: int, end: int) -> memoryview:
+        """See ``sealing.Slabs``."""
+
+    def release(self) -> None:
+        """Give the memory back; the state is not needed any more."""
+
+    @property
+    def stalled_s(self) -> float:
+        """For how long training was held back after the save had returned."""
+
+    @property
+    def staged_at_s(self) -> float:
+        """When all of it was staged, by ``time.perf_counter``; once ``wait`` has returned."""
 
 
 class Image:
-    """One host buffer. Its memory is shared, so that no fork (a DataLoader worker) makes the kernel copy its pages."""
+    """One host buffer. A little larger than asked for: the next state may be."""
 
-    def __init__(self) -> None:
-        self._memory: mmap.mmap | None = None
-        self._bytes: torch.Tensor | None = None
+    def __init__(self, size_bytes: int) -> None:
+        self.buffer = HostBuffer(size_bytes + size_bytes // 16)
+        self._asked_bytes = size_bytes
+        self._pinned = False
 
-    def reserve(self, size_bytes: int) -> None:
-        """Make room for ``size_bytes``; the buffer is kept if it is large enough."""
-        if self._memory is None or len(self._memory) < size_bytes:
-            self._bytes = self._memory = None
-            self._memory = mmap.mmap(-1, size_bytes)
-            self._bytes = torch.frombuffer(self._memory, dtype=torch.uint8)
+    @property
+    def size_bytes(self) -> int:
+        """How much it holds."""
+        return self.buffer.memory.size_bytes
 
-    def stage(self, pickle: bytes, storages: Sequence[torch.UntypedStorage], layout: Layout) -> None:
-        """Copy the pickle and every storage, from whatever device, to where the layout says."""
-        self.reserve(layout.body_bytes)
-        if self._bytes is None:
-            raise AssertionError("reserve() has made the buffer")
-        with torch.no_grad():
-            for entry, storage in zip(layout.storages, storages, strict=True):
-                if entry.size_bytes:
-                    self._bytes[entry.data_offset : entry.data_offset + entry.size_bytes].copy_(_as_bytes(storage))
-        self.put(layout.pickle.data_offset, pickle)
+    def prepare(self) -> None:
+        """Fault the memory in and, where there is CUDA, lock its pages; copies may go on meanwhile."""
+        self.buffer.memory.populate(self._asked_bytes)
+        if torch.cuda.is_available() and torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+            runtime = torch.cuda.cudart()  # type: ignore[no-untyped-call]
+            status = runtime.cudaHostRegister(self.buffer.memory.address, self.size_bytes, 0)
+            self._pinned = int(status) == 0
+            if not self._pinned:
+                logger.warning("host memory could not be page-locked (CUDA error %s): copies will be slower", status)
 
-    def put(self, offset: int, data: bytes) -> None:
-        """Write ``data`` at ``offset``."""
-        self.view(offset, len(data))[:] = data
-
-    def view(self, offset: int, size_bytes: int) -> memoryview:
-        """Return the bytes of the image from ``offset`` on, without a copy."""
-        if self._memory is None:
-            raise AssertionError("an image is reserved before it is read")
-        return memoryview(self._memory)[offset : offset + size_bytes]
+    def close(self) -> None:
+        """Unlock the pages."""
+        if self._pinned:
+            torch.cuda.cudart().cudaHostUnregister(self.buffer.memory.address)  # type: ignore[no-untyped-call]
+            self._pinned = False
 
 
 class Pool:
-    """At most ``max_images`` images, made when first needed and reused for the life of the run."""
+    """At most ``max_images`` images, reused for the life of the run, of ``max_host_bytes`` together at most.
 
-    def __init__(self, max_images: int) -> None:
-        self._free: list[Image] = [Image() for _ in range(max_images)]
+    ``max_host_bytes=None``: half of the memory that is available when the first image is asked for.
+    """
+
+    def __init__(self, max_images: int, max_host_bytes: int | None = None) -> None:
+        self._max_images = max_images
+        self._max_host_bytes = max_host_bytes
+        self._free: list[Image] = []
+        self._count = 0
+        self._growing = False
         self._changed = threading.Condition()
+        self._thread = Background("memory")
 
-    def acquire(self) -> Image:
-        """Return a free image; wait for one if all are in use."""
+    def prepare(self, size_bytes: int) -> None:
+        """Begin to fault in a first image for a state of ``size_bytes``, so that the first save need not."""
         with self._changed:
-            self._changed.wait_for(lambda: self._free)
-            return self._free.pop()
+            if not self._count and self._allowed(size_bytes):
+                self._free.append(self._made(size_bytes))
+
+    def acquire(self, size_bytes: int) -> Image | None:
+        """Return a free image for ``size_bytes``; wait for one if all are in use. ``None``: the budget allows none."""
+        with self._changed:
+            while allowed := self._allowed(size_bytes):
+                while self._free:
+                    image = self._free.pop()
+                    if image.size_bytes >= size_bytes:
+                        return image
+                    self._drop(image)  # the state has grown
+                if not self._count:
+                    return self._made(size_bytes)
+                if self._count < allowed and not self._growing:
+                    self._growing = True
+                    self._thread.submit(self._grow, size_bytes)
+                self._changed.wait()
+            return None
 
     def release(self, image: Image) -> None:
         """Give an image back."""
@@ -71,6 +127,162 @@ class Pool:
             self._free.append(image)
             self._changed.notify()
 
+    def close(self) -> None:
+        """Let go of the memory that is not in use; the next save starts afresh."""
+        self._thread.close()
+        with self._changed:
+            while self._free:
+                self._drop(self._free.pop())
 
-def _as_bytes(storage: torch.UntypedStorage) -> torch.Tensor:
-    return torch.empty(0, dtype=torch.uint8, device=storage.device).set_(storage)
+    @property
+    def max_host_bytes(self) -> int:
+        """How much memory all images may take together."""
+        if self._max_host_bytes is None:
+            self._max_host_bytes = available_bytes() // 2
+        return self._max_host_bytes
+
+    def _allowed(self, size_bytes: int) -> int:
+        return min(self._max_images, self.max_host_bytes // max(1, size_bytes))
+
+    def _made(self, size_bytes: int) -> Image:
+        image = Image(size_bytes)
+        self._count += 1
+        self._thread.submit(image.prepare)
+        return image
+
+    def _drop(self, image: Image) -> None:
+        image.close()
+        self._count -= 1
+
+    def _grow(self, size_bytes: int) -> None:
+        """Add an image, faulted in before anybody gets it: whoever waits may get another one sooner."""
+        image = None
+        try:
+            image = Image(size_bytes)
+            image.prepare()
+        except MemoryError:
+            logger.warning("no memory for a further image of %d bytes: saves wait for those that are there", size_bytes)
+        with self._changed:
+            self._growing = False
+            if image is None:
+                self._max_images = self._count
+            else:
+                self._count += 1
+                self._free.append(image)
+            self._changed.notify_all()
+
+
+@dataclass(slots=True, eq=False)
+class StagedImage:
+    """A state in an image of ``pool``, or on its way there."""
+
+    image: Image
+    pool: Pool
+    copied_at_s: float
+    deferral: Deferral | None = None
+
+    def wait(self) -> None:
+        """See ``Staged``."""
+        if self.deferral is not None:
+            self.deferral.wait()
+
+    def slab(self, start: int, end: int) -> memoryview:
+        """See ``sealing.Slabs``."""
+        return self.image.buffer.memory.view(start, end - start)
+
+    def release(self) -> None:
+        """See ``Staged``."""
+        self.pool.release(self.image)
+
+    @property
+    def stalled_s(self) -> float:
+        """See ``Staged``."""
+        return 0.0 if self.deferral is None else self.deferral.stalled_s
+
+    @property
+    def staged_at_s(self) -> float:
+        """See ``Staged``."""
+        return self.copied_at_s if self.deferral is None else self.deferral.copied_at_s
+
+
+class StagedLive:
+    """A state that is copied slab by slab as the writer asks for it; training must wait until that has ended."""
+
+    stalled_s = 0.0
+    staged_at_s = 0.0
+
+    def __init__(self, captured: Capture, layout: Layout) -> None:
+        self._ring = HostBuffer(min(_RING_SLABS * SLAB_BYTES, layout.body_bytes))
+        self._pickle, self._pickle_offset = captured.pickle, layout.pickle.data_offset
+        self._pieces = _pieces(captured, layout)
+        self._next = 0
+        for device in {piece.storage.device for piece in self._pieces if piece.storage.device.type != "cpu"}:
+            torch.get_device_module(device).current_stream(device).synchronize()
+
+    def wait(self) -> None:
+        """See ``Staged``."""
+
+    def slab(self, start: int, end: int) -> memoryview:
+        """See ``sealing.Slabs``; they are asked for from the beginning to the end."""
+        base = start % self._ring.memory.size_bytes
+        view = self._ring.memory.view(base, end - start)
+        first, last = max(start, self._pickle_offset), min(end, self._pickle_offset + len(self._pickle))
+        if first < last:
+            view[first - start : last - start] = self._pickle[first - self._pickle_offset : last - self._pickle_offset]
+        while self._next < len(self._pieces):
+            piece = self._pieces[self._next]
+            first, last = max(start, piece.offset), min(end, piece.offset + piece.storage.nbytes())
+            if first < last:
+                self._ring.copy_range(piece, first - piece.offset, last - piece.offset, base + first - start)
+            if piece.offset + piece.storage.nbytes() > end:
+                break
+            self._next += 1
+        self.staged_at_s = time.perf_counter()
+        return view
+
+    def release(self) -> None:
+        """See ``Staged``."""
+        self._pieces = []
+
+
+def image_bytes(state: object) -> int:
+    """Return about how large an image ``state`` needs: its storages, each at a page of its own, and the rest."""
+    storages = {
+        storage.data_ptr(): storage.nbytes()
+        for tensor in tensors_in(state)
+        if tensor.layout is torch.strided and tensor.device.type != "meta"
+        for storage in (tensor.untyped_storage(),)
+    }
+    return sum(size_bytes + 2 * ALIGNMENT_BYTES for size_bytes in storages.values()) + (1 << 20)
+
+
+def stage(image: Image, pool: Pool, captured: Capture, layout: Layout) -> StagedImage:
+    """Copy the state into ``image``; return when all of it is there."""
+    _put_pickle(image, captured, layout)
+    image.buffer.copy_in(_pieces(captured, layout))
+    return StagedImage(image, pool, time.perf_counter())
+
+
+def stage_deferred(
+    image: Image, pool: Pool, captured: Capture, layout: Layout, barrier: Barrier, live: Live
+) -> StagedImage:
+    """Copy into ``image`` what training may change at any time; return with the rest under way behind ``barrier``."""
+    pieces, owned = _pieces(captured, layout), live.owned()
+    can_wait = list(deferrable(pieces, owned))
+    _put_pickle(image, captured, layout)
+    image.buffer.copy_in([piece for piece, waits in zip(pieces, can_wait, strict=True) if not waits])
+    later = [piece for piece, waits in zip(pieces, can_wait, strict=True) if waits]
+    deferral = barrier.defer(image.buffer, later, live, owned) if later else None
+    return StagedImage(image, pool, time.perf_counter(), deferral)
+
+
+def _put_pickle(image: Image, captured: Capture, layout: Layout) -> None:
+    image.buffer.memory.view(layout.pickle.data_offset, len(captured.pickle))[:] = captured.pickle
+
+
+def _pieces(captured: Capture, layout: Layout) -> Sequence[Piece]:
+    return [
+        Piece(storage, entry.data_offset)
+        for storage, entry in zip(captured.storages, layout.storages, strict=True)
+        if entry.size_bytes
+    ]

@@ -13,7 +13,7 @@ from typing import Any
 
 from safepoint.errors import ConfigurationError
 from safepoint.ledger import Ledger
-from safepoint.records import Fate, Record, ScheduleState, decoded_metrics, encoded_metrics
+from safepoint.records import Fate, Record, SaveStats, ScheduleState, decoded_metrics, encoded_metrics
 
 STATE_VERSION = 1
 
@@ -73,13 +73,16 @@ def _encoded(record: Record) -> dict[str, Any]:
         "metrics": encoded_metrics(record.metrics),
         "reasons": list(record.reasons),
         "measured_at": dict(record.measured_at),
+        "stats": None if record.stats is None else {**asdict(record.stats), "path": record.stats.path.as_posix()},
     }
 
 
 def _decoded(data: Mapping[str, Any]) -> Record:
+    stats = data.get("stats")
     return Record(
         **{
             **data,
+            "stats": None if stats is None else SaveStats(**{**stats, "path": Path(stats["path"])}),
             "path": Path(data["path"]),
             "metrics": decoded_metrics(data["metrics"]),
             "reasons": tuple(data["reasons"]),

@@ -1,4 +1,4 @@
-"""The one background pipeline: digest, write, name, remove.
+"""The one background pipeline: digest, write, name, remove, in this order.
 
 Jobs run one after another in the order of submission. Nothing is removed before the job's own checkpoint is durable
 under all its names, and once a job has failed nothing more is removed until the training thread has taken notice: what
@@ -12,18 +12,13 @@ from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
+from pathlib import Path
 
-import msgspec
-
-from safepoint import image
 from safepoint.background import Background
-from safepoint.checksums import checksums
-from safepoint.image import Entry, Layout
-from safepoint.manifest import Blob, Manifest, encode
-from safepoint.staging import Image, Pool
+from safepoint.records import SaveStats
+from safepoint.sealing import Seal
+from safepoint.staging import Staged
 from safepoint.stores import Store
-
-_SLAB_BYTES = 64 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,17 +42,31 @@ class Names:
 
 
 @dataclass(frozen=True, slots=True)
-class Job:
-    """One staged checkpoint and what to do with it.
+class Asked:
+    """How a save began: when, by ``time.perf_counter``, and how long it held training up until it was queued.
 
-    ``manifest`` still lacks sizes and digests; ``remove`` goes once the checkpoint is durable under all its names, of
-    which ``more`` are those that others have for it: links to the same bytes, each with links of its own.
+    ``waited_s`` is the part of ``stalled_s`` that was spent waiting for a free image.
     """
 
-    image: Image
-    layout: Layout
-    manifest: Manifest
+    began_s: float
+    waited_s: float = 0.0
+    stalled_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One checkpoint and what to do with it.
+
+    ``path`` is where it will be; ``remove`` goes once the checkpoint is durable under all its names, of which ``more``
+    are those that others have for it: links to the same bytes, each with links of its own.
+    """
+
+    staged: Staged
+    seal: Seal
+    path: Path
+    step: int
     names: Names
+    asked: Asked
     remove: tuple[str, ...] = ()
     more: tuple[Names, ...] = ()
 
@@ -66,36 +75,37 @@ class Job:
 class Outcome:
     """What became of a job.
 
-    ``durable`` says whether its checkpoint is; ``error`` is what went wrong, if anything did; ``still_there`` are the
-    names that were to be removed and were not; ``size_bytes`` is the size of the file; ``write_s`` is how long the job
-    took, waiting for its turn included.
+    ``stats`` are there if its checkpoint is durable; ``error`` is what went wrong, if anything did; ``still_there`` are
+    the names that were to be removed and were not.
     """
 
     job: Job
-    durable: bool
-    size_bytes: int
+    stats: SaveStats | None
     error: Exception | None
     still_there: tuple[str, ...]
-    write_s: float = 0.0
+
+    @property
+    def durable(self) -> bool:
+        """Whether the checkpoint is."""
+        return self.stats is not None
 
 
 class Writer:
-    """Write jobs to ``store`` in a background thread, and give their images back to ``pool``.
+    """Write jobs to ``store`` in a background thread, and give back the memory that they are staged in.
 
     Every method is for the training thread only.
     """
 
-    def __init__(self, store: Store, pool: Pool) -> None:
+    def __init__(self, store: Store) -> None:
         self._store = store
-        self._pool = pool
         self._thread = Background("writer")
         self._futures: deque[Future[Outcome]] = deque()
         self._failures = 0  # the writer thread's
         self._failures_told = 0  # the training thread's
 
     def submit(self, job: Job) -> None:
-        """Queue ``job``; its image belongs to the writer from now on."""
-        self._futures.append(self._thread.submit(self._run, job, self._failures_told, time.monotonic()))
+        """Queue ``job``; what it is staged in belongs to the writer from now on."""
+        self._futures.append(self._thread.submit(self._run, job, self._failures_told))
 
     def outcomes(self) -> Iterator[Outcome]:
         """Take what became of the jobs that have ended since the last call, oldest first."""
@@ -124,39 +134,50 @@ class Writer:
         """Wait, and end the thread; the next ``submit`` starts another."""
         self._thread.close()
 
-    def _run(self, job: Job, failures_told: int, submitted_s: float) -> Outcome:
+    def _run(self, job: Job, failures_told: int) -> Outcome:
         """Do ``job``, decided when ``failures_told`` failures were known; it removes only if there were no more."""
         try:
-            size_bytes = self._commit(job)
+            stats = self._commit(job)
         except Exception as error:  # noqa: BLE001 - handed to the training thread, which raises it
             self._failures += 1
-            return Outcome(job, durable=False, size_bytes=0, error=error, still_there=job.remove)
+            return Outcome(job, stats=None, error=error, still_there=job.remove)
         finally:
-            self._pool.release(job.image)
-        outcome = Outcome(
-            job,
-            durable=True,
-            size_bytes=size_bytes,
-            error=None,
-            still_there=job.remove,
-            write_s=time.monotonic() - submitted_s,
-        )
+            job.staged.release()
+        outcome = Outcome(job, stats, error=None, still_there=job.remove)
         return outcome if failures_told < self._failures else self._removed(outcome)
 
-    def _commit(self, job: Job) -> int:
-        tail = seal(job)
-        body_bytes = job.layout.body_bytes
-        size_bytes = body_bytes + len(tail)
-        names = job.names
-        self._store.write(names.name, _slabs(job.image, body_bytes, tail), size_bytes, replace=names.replace)
+    def _commit(self, job: Job) -> SaveStats:
+        staged, seal, names, asked = job.staged, job.seal, job.names, job.asked
+        written_at_s = 0.0
+
+        def chunks() -> Iterator[memoryview | bytes]:
+            nonlocal written_at_s
+            yield from seal.chunks(staged)
+            written_at_s = time.perf_counter()
+
+        staged.wait()
+        self._store.write(names.name, chunks(), seal.size_bytes, replace=names.replace)
+        self._give_names(job)
+        return SaveStats(
+            path=job.path,
+            step=job.step,
+            size_bytes=seal.size_bytes,
+            written_bytes=seal.size_bytes,
+            waited_s=asked.waited_s,
+            stalled_s=asked.stalled_s + staged.stalled_s,
+            staged_s=staged.staged_at_s - asked.began_s,
+            written_s=written_at_s - asked.began_s,
+            committed_s=time.perf_counter() - asked.began_s,
+        )
+
+    def _give_names(self, job: Job) -> None:
         for other in job.more:
-            self._store.link(names.name, other.name, replace=other.replace)
-        for each in (names, *job.more):
+            self._store.link(job.names.name, other.name, replace=other.replace)
+        for each in (job.names, *job.more):
             for name in each.links:
                 self._store.link(each.name, name)
             for name in each.symlinks:
                 self._store.symlink(each.name, name)
-        return size_bytes
 
     def _removed(self, outcome: Outcome) -> Outcome:
         for index, name in enumerate(outcome.job.remove):
@@ -165,38 +186,3 @@ class Writer:
             except OSError as error:
                 return replace(outcome, error=error, still_there=outcome.job.remove[index:])
         return replace(outcome, still_there=())
-
-
-def seal(job: Job) -> bytes:
-    """Complete the image in place (digests, headers, checksums) and return the bytes that follow it."""
-    draft, layout = job.manifest, job.layout
-    crcs: dict[str, int] = {}
-
-    def blob(entry: Entry) -> Blob:
-        sums = checksums(job.image.view(entry.data_offset, entry.size_bytes))
-        crcs[entry.name] = sums.crc
-        return Blob(entry.size_bytes, sums.digest)
-
-    manifest = encode(
-        msgspec.structs.replace(
-            draft, pickle=blob(layout.pickle), storages=tuple(blob(entry) for entry in layout.storages)
-        )
-    )
-    final = image.lay_out(layout.pickle.size_bytes, [entry.size_bytes for entry in layout.storages], len(manifest))
-    crcs |= {entry.name: checksums(content).crc for entry, content in final.constants}
-    crcs[final.manifest.name] = checksums(manifest).crc
-    tail: list[bytes] = []
-    for offset, data in image.frame(final, crcs):
-        if offset < layout.body_bytes:
-            job.image.put(offset, data)
-        else:
-            tail.append(data)
-        if offset == final.manifest.header_offset:
-            tail.append(manifest)
-    return b"".join(tail)
-
-
-def _slabs(staged: Image, body_bytes: int, tail: bytes) -> Iterator[bytes | memoryview]:
-    for offset in range(0, body_bytes, _SLAB_BYTES):
-        yield staged.view(offset, min(_SLAB_BYTES, body_bytes - offset))
-    yield tail

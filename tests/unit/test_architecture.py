@@ -21,8 +21,10 @@ LEVELS = (
     ("manifest", "when", "keep", "naming", "image", "checksums", "background", "memory"),
     ("schedule", "ledger"),
     ("state",),
-    ("stores", "signals", "staging", "capture", "reader"),
-    ("writer", "restore", "catalog"),
+    ("stores", "signals", "transfer", "capture", "reader", "sealing"),
+    ("deferral", "restore", "catalog"),
+    ("staging",),
+    ("writer",),
     ("pipeline",),
     ("run",),
     ("checkpointer",),
@@ -33,7 +35,10 @@ LEVELS = (
 PURE = ("errors", "records", "when", "keep", "schedule", "ledger", "state", "naming")
 TORCH = {
     "capture",
+    "checkpointer",
+    "deferral",
     "staging",
+    "transfer",
     "restore",
     "pipeline",
     "integrations.model_checkpoint",
@@ -41,7 +46,7 @@ TORCH = {
     "integrations.top_k",
 }
 FRAMEWORKS = {"lightning", "pytorch_lightning"}
-THREADS = {"background", "writer", "staging", "stores.direct", "stores.memory"}
+THREADS = {"background", "writer", "staging", "deferral", "stores.direct", "stores.memory"}
 """``background`` starts threads; the others hold futures, a condition, and the store for tests an event."""
 TORCH_FREE = (
     "",

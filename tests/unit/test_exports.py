@@ -25,6 +25,7 @@ def test_exports_are_frozen() -> None:
         "RestoreError",
         "SafepointError",
         "SaveError",
+        "SaveStats",
         "StateMismatchError",
         "keep",
         "load",
@@ -63,6 +64,7 @@ def test_checkpointer_arguments_are_frozen() -> None:
         "*staging",
         "*blocking",
         "*max_images",
+        "*max_host_bytes",
         "*on_error",
     ]
 
@@ -75,6 +77,7 @@ def test_checkpointer_defaults_are_frozen() -> None:
         "staging": "copy",
         "blocking": False,
         "max_images": 2,
+        "max_host_bytes": None,
         "on_error": "raise",
     }
 
@@ -121,4 +124,5 @@ def test_checkpointer_methods_are_frozen() -> None:
         "records",
         "latest",
         "best",
+        "stats",
     }

@@ -21,9 +21,11 @@ from safepoint.keep import PreservationPolicy
 from safepoint.manifest import Blob, Manifest
 from safepoint.pipeline import Options, Pipeline, Snapshot
 from safepoint.run import Run
-from safepoint.staging import Image, Pool
+from safepoint.sealing import Seal
+from safepoint.staging import Pool, stage
 from safepoint.stores.memory import MemoryStore
-from safepoint.writer import Job, Names, Outcome, Writer
+from safepoint.transfer import HostBuffer
+from safepoint.writer import Asked, Job, Names, Outcome, Writer
 
 FULL = OSError(errno.ENOSPC, "No space left on device")
 
@@ -34,7 +36,7 @@ class Bench:
     def __init__(self, images: int = 8) -> None:
         self.store = MemoryStore()
         self.pool = Pool(images)
-        self.writer = Writer(self.store, self.pool)
+        self.writer = Writer(self.store)
 
     def job(self, name: str, *, state: object = None, names: Names | None = None, remove: tuple[str, ...] = ()) -> Job:
         """Return a staged job that writes ``state`` as ``name``."""
@@ -56,9 +58,11 @@ class Bench:
             tensors=captured.tensors,
             history=(),
         )
-        staged = self.pool.acquire()
-        staged.stage(captured.pickle, captured.storages, layout)
-        return Job(staged, layout, manifest, names or Names(name), remove)
+        image = self.pool.acquire(layout.body_bytes)
+        assert image is not None
+        staged = stage(image, self.pool, captured, layout)
+        seal = Seal(layout, manifest)
+        return Job(staged, seal, Path(name), 1, names or Names(name), Asked(0.0), remove)
 
     def submit(self, name: str, *, names: Names | None = None, remove: tuple[str, ...] = ()) -> None:
         """Queue a save that lets ``remove`` go."""
@@ -102,7 +106,8 @@ def test_writer_writes_then_names_then_removes(bench: Bench) -> None:
     ]
     assert (outcome.durable, outcome.error, outcome.still_there) == (True, None, ())
     assert sorted(bench.store.files) == ["current", "last", "new"]
-    assert outcome.size_bytes == len(bench.store.files["new"])
+    assert outcome.stats is not None
+    assert outcome.stats.size_bytes == len(bench.store.files["new"])
 
 
 def test_writer_writes_checkpoints_that_verify(bench: Bench, tmp_path: Path) -> None:
@@ -141,7 +146,7 @@ def test_writer_writes_what_torch_writes(bench: Bench) -> None:
     theirs = io.BytesIO()
     with config.patch("save.storage_alignment", 4096):
         torch.save(state, theirs)
-    body = job.layout.body_bytes
+    body = job.seal.layout.body_bytes
     assert bench.store.files["x"][:body] == theirs.getvalue()[:body]
 
 
@@ -313,24 +318,9 @@ def test_writer_gives_the_image_back(bench: Bench, *, failing: bool) -> None:
     """The image is free again however the save ended."""
     if failing:
         bench.fail("write", "a")
-    free = len(bench.pool._free)
     bench.submit("a")
     bench.finished()
-    assert len(bench.pool._free) == free
-
-
-def test_pool_makes_a_third_save_wait() -> None:
-    """With two images in use a third save waits, and goes on with the one that is given back."""
-    pool = Pool(2)
-    first, second = pool.acquire(), pool.acquire()
-    got: list[Image] = []
-    third = threading.Thread(target=lambda: got.append(pool.acquire()), daemon=True)
-    third.start()
-    assert first is not second
-    assert got == []
-    pool.release(second)
-    third.join(timeout=60)
-    assert got == [second]
+    assert len(bench.pool._free) == bench.pool._count == 1
 
 
 def test_writer_never_uses_more_than_the_images_of_the_pool() -> None:
@@ -345,7 +335,7 @@ def test_writer_never_uses_more_than_the_images_of_the_pool() -> None:
     outcomes = bench.finished()
     bench.writer.close()
     assert [outcome.durable for outcome in outcomes] == [True] * 6
-    assert len({id(outcome.job.image) for outcome in outcomes}) <= 2
+    assert len({id(outcome.job.staged.image) for outcome in outcomes}) <= 2
 
 
 class Bed:
@@ -486,13 +476,12 @@ def test_run_is_unchanged_by_a_state_that_cannot_be_captured(make_bed: Callable[
     bed = make_bed(keep.latest())
     bed.save("a")
     bed.wait()
-    free = len(bed.run.pipeline._pool._free)
     with pytest.raises(CaptureError):
         bed.save("b", state={"bad": lambda: None})
     bed.wait()
     assert list(bed.records) == ["a"]
     assert sorted(bed.store.files) == ["a"]
-    assert len(bed.run.pipeline._pool._free) == free
+    assert len(bed.run.pipeline._pool._free) == bed.run.pipeline._pool._count
 
 
 def test_run_gives_the_image_back_if_staging_fails(
@@ -500,17 +489,17 @@ def test_run_gives_the_image_back_if_staging_fails(
 ) -> None:
     """Too little memory for the image is the caller's error, and the next save has its image."""
     bed = make_bed(keep.latest())
-    free = len(bed.run.pipeline._pool._free)
     with monkeypatch.context() as patch:
-        patch.setattr(Image, "reserve", _out_of_memory)
+        patch.setattr(HostBuffer, "copy_in", _out_of_memory)
         with pytest.raises(MemoryError):
             bed.save("a")
-    assert len(bed.run.pipeline._pool._free) == free
+    pool = bed.run.pipeline._pool
+    assert len(pool._free) == pool._count == 1
     assert bed.run.ledger.records == ()
 
 
-def _out_of_memory(staged: Image, size_bytes: int) -> None:
-    raise MemoryError(size_bytes)
+def _out_of_memory(*_: object) -> None:
+    raise MemoryError
 
 
 def test_run_blocks_where_told(make_bed: Callable[..., Bed]) -> None:

@@ -8,7 +8,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from safepoint.pipeline import Options, Pipeline, Proposed, Snapshot
+from safepoint.deferral import Live
+from safepoint.pipeline import NOTHING_LIVE, Options, Pipeline, Proposed, Snapshot
 from safepoint.run import Run
 from safepoint.writer import Names
 
@@ -60,12 +61,17 @@ class Exchange:
         )
         return path in asked or path in on_its_way or os.path.lexists(path)
 
-    def write(self, trainer: Any, framework: Framework) -> None:
-        """Have the trainer dump its state once for all who asked for the same, and queue it under all their names."""
+    def write(self, trainer: Any, framework: Framework, *, trains_on: bool = False) -> None:
+        """Have the trainer dump its state once for all who asked for the same, and queue it under all their names.
+
+        ``trains_on``: a training batch comes next, and no hook at which the weights may be exchanged; deferred staging
+        is for such saves only.
+        """
+        live = Live((trainer.lightning_module,), tuple(trainer.optimizers)) if trains_on else NOTHING_LIVE
         requests, self.requests = self.requests, []
         for group in _groups(requests):
             try:
-                self._hand_over(trainer, framework, group)
+                self._hand_over(trainer, framework, group, live)
             except BaseException:
                 for request in reversed(requests[requests.index(group[0]) :]):
                     request.undo()
@@ -74,7 +80,7 @@ class Exchange:
             request.settle()
 
     @staticmethod
-    def _hand_over(trainer: Any, framework: Framework, group: list[Request]) -> None:
+    def _hand_over(trainer: Any, framework: Framework, group: list[Request], live: Live) -> None:
         """Take the checkpoint of the trainer instead of letting it be written; on the other ranks, follow."""
         first, taken = group[0], False
 
@@ -83,7 +89,7 @@ class Exchange:
             taken = True
             reasons = tuple(dict.fromkeys(reason for request in group for reason in request.snapshot.reasons))
             parts = [request.run.part(request.names, request.proposed) for request in group]
-            first.run.pipeline.save(checkpoint, replace(first.snapshot, reasons=reasons), parts)
+            first.run.pipeline.save(checkpoint, replace(first.snapshot, reasons=reasons), parts, live)
 
         with framework.handed_to(trainer.strategy, sink):
             trainer.save_checkpoint(str(first.run.directory / first.names.name), first.weights_only)

@@ -37,9 +37,9 @@ _NOWHERE = (-1, -1, -1)
 class ModelCheckpointBody(Saving):
     """Lightning's ``ModelCheckpoint`` on Safepoint: every argument means what it means there.
 
-    Besides, by keyword: ``staging``, ``blocking`` (each save is durable when its hook returns), ``max_images`` and
-    ``on_error`` as for ``Checkpointer``. Files become durable in the background, in order, and at the latest when
-    ``fit`` returns; a superseded file goes only after its successor is durable.
+    Besides, by keyword: ``staging``, ``blocking`` (each save is durable when its hook returns), ``max_images``,
+    ``max_host_bytes`` and ``on_error`` as for ``Checkpointer``. Files become durable in the background, in order, and
+    at the latest when ``fit`` returns; a superseded file goes only after its successor is durable.
     """
 
     def __init__(
@@ -63,9 +63,10 @@ class ModelCheckpointBody(Saving):
         staging: Staging = "copy",
         blocking: bool = False,
         max_images: int = 2,
+        max_host_bytes: int | None = None,
         on_error: OnError = "raise",
     ) -> None:
-        self._options = Options(staging, blocking, max_images, on_error)
+        self._options = Options(staging, blocking, max_images, max_host_bytes, on_error)
         with self._in_the_frameworks_words():
             self._options.check("ModelCheckpoint")
             configuration.check(
@@ -142,7 +143,7 @@ class ModelCheckpointBody(Saving):
         """Save if ``every_n_train_steps`` or ``train_time_interval`` is due."""
         self._at_step(trainer)
         if self._exchange.requests:
-            self._write_requests(trainer, "on_train_batch_end")
+            self._write_requests(trainer, "on_train_batch_end", trains_on=_trains_on(trainer, batch_idx))
 
     def on_validation_start(self, trainer: Any, pl_module: Any) -> None:  # noqa: ARG002 - the framework's signature
         """Note what was logged before the first validation: what comes to it there is measured in validation."""
@@ -264,10 +265,10 @@ class ModelCheckpointBody(Saving):
         elif self._saves_on_train_epoch_end(trainer):
             self._save_at_epoch(trainer)
 
-    def _write_requests(self, trainer: Any, hook: str = "") -> None:
+    def _write_requests(self, trainer: Any, hook: str = "", *, trains_on: bool = False) -> None:
         """Write what is asked for, unless another callback is about to come to the same ``hook`` and may join in."""
         if self._exchange.requests and not (hook and self._others_follow(trainer, hook)):
-            self._exchange.write(trainer, self.framework)
+            self._exchange.write(trainer, self.framework, trains_on=trains_on)
 
     def _others_follow(self, trainer: Any, hook: str) -> bool:
         """Tell whether a callback that shares our writes is still to come to ``hook``.
@@ -415,3 +416,14 @@ class ModelCheckpointBody(Saving):
         if self._run is not None:
             state["_carried"] = (self._run.identity, self._run.ledger)
         return {**state, "_run": None, "_exchange": Exchange()}
+
+
+def _trains_on(trainer: Any, batch_idx: int) -> bool:
+    """Tell whether the next thing after this batch is the next one: no validation, no end of the epoch or the fit."""
+    if trainer.is_last_batch or trainer.should_stop or trainer.global_step == trainer.max_steps:
+        return False
+    if not trainer.enable_validation:
+        return True
+    every = trainer.val_check_batch  # None where the time decides
+    counts = (batch_idx + 1, trainer.fit_loop.total_batch_idx + 1)
+    return every is not None and all(count % every for count in counts)

@@ -1,0 +1,224 @@
+"""Deferred staging: what only an optimizer's step changes is copied while the next forward and backward run.
+
+The barrier is PyTorch's own hook that runs before any optimizer's step (``register_optimizer_step_pre_hook``): it waits
+for the copies on the host, and lets the device's stream wait for those on a device. Loading a state dict into one of
+the modules waits, too. Whatever else changes a tensor in place is seen by its version counter: then the checkpoint is
+given up with an error, because it would hold the weights of two moments. ``tensor.data`` hides changes from the
+counter; who writes through it between a save and the next step stages by copy.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.optim.optimizer import register_optimizer_step_pre_hook
+from torch.utils.hooks import RemovableHandle
+
+from safepoint import memory
+from safepoint.background import Background
+from safepoint.errors import CaptureError
+from safepoint.transfer import SMALL_BYTES, DeviceTransfer, HostBuffer, Piece, by_device, tensors_in
+
+
+@dataclass(frozen=True, slots=True)
+class Live:
+    """The objects behind a state: ``optimizers`` own their parameters and state, which change only in their steps."""
+
+    modules: tuple[torch.nn.Module, ...] = ()
+    optimizers: tuple[torch.optim.Optimizer, ...] = ()
+
+    def owned(self) -> dict[int, list[torch.Tensor]]:
+        """Return the tensors that the optimizers own, by the address of their storage."""
+        found: dict[int, list[torch.Tensor]] = {}
+        for optimizer in self.optimizers:
+            for tensor in tensors_in((optimizer.param_groups, list(optimizer.state.values()))):
+                if tensor.layout is torch.strided and not tensor.is_inference():
+                    found.setdefault(tensor.untyped_storage().data_ptr(), []).append(tensor)
+        found.pop(0, None)
+        return found
+
+
+class Deferral:
+    """The copies of one save that are still to be made, and the proof that nothing has changed meanwhile."""
+
+    def __init__(self, target: HostBuffer, pieces: Sequence[Piece], tensors: Iterable[torch.Tensor]) -> None:
+        self.stalled_s = self.copied_at_s = 0.0
+        self._target, self._pieces = target, pieces
+        self._transfers = [DeviceTransfer(device, found) for device, found in by_device(pieces).items()]
+        self._before = [(tensor, version(tensor)) for tensor in tensors]
+        self._copied = threading.Event()  # on the host; on devices, the copies are queued
+        self._lock = threading.Lock()
+        self._settled = False
+        self._torn: list[torch.Tensor] = []
+        self._done: Future[None] = Future()
+
+    def begin(self, thread: Background) -> None:
+        """Have the copies made in ``thread``."""
+        self._done = thread.submit(self._copy)
+
+    @property
+    def done(self) -> bool:
+        """Whether everything has been copied."""
+        return self._done.done()
+
+    def hold_back(self) -> None:
+        """Return when the tensors may be changed: on the host once they are copied; devices wait for themselves."""
+        began = time.perf_counter()
+        self._copied.wait()
+        self._settle()
+        for transfer in self._transfers:
+            transfer.hold_back()
+        self.stalled_s += time.perf_counter() - began
+
+    def wait(self) -> None:
+        """Return when everything is in the image.
+
+        Raises:
+            CaptureError: a tensor was changed by something that the barrier does not see.
+
+        """
+        self._done.result()
+        if self._torn:
+            shapes = ", ".join(str(tuple(tensor.shape)) for tensor in self._torn[:3])
+            raise CaptureError(
+                f"{len(self._torn)} tensors (shapes {shapes}, ...) were changed in place between the save and the next "
+                "optimizer step, by something other than a step: this checkpoint would mix two moments and was given "
+                'up. Use staging="copy", or change the weights before the save.'
+            )
+
+    def _copy(self) -> None:
+        try:
+            for transfer in self._transfers:
+                transfer.start(self._target)
+            for piece in self._pieces:
+                if piece.storage.device.type == "cpu":
+                    address = self._target.memory.address + piece.offset
+                    memory.copy(address, piece.storage.data_ptr(), piece.storage.nbytes())
+            if not self._transfers:
+                self._settle()
+        finally:
+            self._copied.set()
+        for transfer in self._transfers:
+            transfer.finish()
+        self.copied_at_s = time.perf_counter()
+        self._settle()
+
+    def _settle(self) -> None:
+        """See once whether anything has changed: at the end of the copies or, if that comes first, at the barrier."""
+        with self._lock:
+            if not self._settled:
+                self._settled = True
+                self._torn = [tensor for tensor, before in self._before if version(tensor) != before]
+
+
+class Barrier:
+    """What stands between deferred copies and whatever is about to change what they copy. For the training thread."""
+
+    def __init__(self) -> None:
+        self._under_way: list[Deferral] = []
+        self._thread = Background("staging")
+        self._on_step: RemovableHandle | None = None
+        self._on_load: list[RemovableHandle] = []
+
+    def defer(self, target: HostBuffer, pieces: Sequence[Piece], live: Live, owned: Owned) -> Deferral:
+        """Begin to copy ``pieces``, whose tensors are in ``owned``, and hold back what would change them."""
+        tensors = (tensor for piece in pieces for tensor in owned[piece.storage.data_ptr()])
+        deferral = Deferral(target, pieces, tensors)
+        if self._on_step is None:
+            self._on_step = register_optimizer_step_pre_hook(self._before_step)
+        self._on_load += [
+            module.register_load_state_dict_pre_hook(_LoadHook(self))  # type: ignore[no-untyped-call]
+            for module in live.modules
+        ]
+        self._under_way.append(deferral)
+        deferral.begin(self._thread)
+        return deferral
+
+    def hold_back(self) -> None:
+        """Return when everything that was deferred may be changed."""
+        under_way, self._under_way = self._under_way, []
+        for deferral in under_way:
+            deferral.hold_back()
+
+    def release(self) -> None:
+        """Do as ``hold_back`` does, and take the hooks off the modules."""
+        self.hold_back()
+        handles, self._on_load = self._on_load, []
+        for handle in handles:
+            handle.remove()
+
+    def close(self) -> None:
+        """Release everything, end the thread and take the hook off the optimizers."""
+        self.release()
+        self._thread.close()
+        if self._on_step is not None:
+            self._on_step.remove()
+            self._on_step = None
+
+    def _before_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> Any:
+        """Wait, or have the closure wait where the optimizer calls it before it changes anything."""
+        if not self._under_way:
+            return None
+        closure = kwargs.get("closure", args[1] if len(args) > 1 else None)
+        if closure is None or not type(optimizer).step.__module__.startswith("torch.optim."):
+            self.release()
+            return None
+        after = self._after(closure)
+        if "closure" in kwargs:
+            return args, {**kwargs, "closure": after}
+        return (args[0], after, *args[2:]), kwargs
+
+    def _after(self, closure: Callable[[], Any]) -> Callable[[], Any]:
+        """Return ``closure`` with the barrier behind it: forward and backward run in it, the copies beside them."""
+
+        def closure_and_barrier() -> Any:
+            loss = closure()
+            self.release()
+            return loss
+
+        return closure_and_barrier
+
+
+Owned = Mapping[int, Sequence[torch.Tensor]]
+"""Tensors by the address of their storage."""
+
+
+def deferrable(pieces: Iterable[Piece], owned: Owned) -> Iterator[bool]:
+    """Tell of each piece whether its copy can wait: it is an optimizer's, and large enough to be worth it."""
+    for piece in pieces:
+        yield piece.storage.nbytes() >= SMALL_BYTES and piece.storage.data_ptr() in owned
+
+
+def version(tensor: torch.Tensor) -> int:
+    """Return how often a tensor was changed in place, but for changes through ``.data`` and by fused kernels.
+
+    The counter that autograd checks saved tensors by (PyTorch notes, "Autograd mechanics"); it has no public name.
+    """
+    return tensor._version  # noqa: SLF001 - see above; tests/contract holds it to its meaning
+
+
+class _LoadHook:
+    """Wait before a state dict is loaded; a copy of the module, and what is pickled of it, has nothing to wait for."""
+
+    def __init__(self, barrier: Barrier) -> None:
+        self._barrier = barrier
+
+    def __call__(self, *_: object) -> None:
+        self._barrier.hold_back()
+
+    def __reduce__(self) -> tuple[Callable[[], Any], tuple[()]]:
+        return _nothing_to_wait_for, ()
+
+
+def _nothing_to_wait_for() -> Callable[..., None]:
+    return _pass
+
+
+def _pass(*_: object) -> None:
+    return
