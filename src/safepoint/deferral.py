@@ -23,7 +23,7 @@ from torch.utils.hooks import RemovableHandle
 from safepoint import memory
 from safepoint.background import Background
 from safepoint.errors import CaptureError
-from safepoint.transfer import SMALL_BYTES, DeviceTransfer, HostBuffer, Piece, by_device, tensors_in
+from safepoint.transfer import SMALL_BYTES, DeviceTransfer, HostBuffer, Piece, split, tensors_in
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,8 +49,9 @@ class Deferral:
 
     def __init__(self, target: HostBuffer, pieces: Sequence[Piece], tensors: Iterable[torch.Tensor]) -> None:
         self.stalled_s = self.copied_at_s = 0.0
-        self._target, self._pieces = target, pieces
-        self._transfers = [DeviceTransfer(device, found) for device, found in by_device(pieces).items()]
+        self._target = target
+        self._host, devices = split(pieces)
+        self._transfers = [DeviceTransfer(device, found) for device, found in devices.items()]
         self._before = [(tensor, version(tensor)) for tensor in tensors]
         self._copied = threading.Event()  # on the host; on devices, the copies are queued
         self._lock = threading.Lock()
@@ -61,11 +62,6 @@ class Deferral:
     def begin(self, thread: Background) -> None:
         """Have the copies made in ``thread``."""
         self._done = thread.submit(self._copy)
-
-    @property
-    def done(self) -> bool:
-        """Whether everything has been copied."""
-        return self._done.done()
 
     def hold_back(self) -> None:
         """Return when the tensors may be changed: on the host once they are copied; devices wait for themselves."""
@@ -96,10 +92,9 @@ class Deferral:
         try:
             for transfer in self._transfers:
                 transfer.start(self._target)
-            for piece in self._pieces:
-                if piece.storage.device.type == "cpu":
-                    address = self._target.memory.address + piece.offset
-                    memory.copy(address, piece.storage.data_ptr(), piece.storage.nbytes())
+            for piece in self._host:
+                address = self._target.memory.address + piece.offset
+                memory.copy(address, piece.storage.data_ptr(), piece.storage.nbytes())
             if not self._transfers:
                 self._settle()
         finally:

@@ -40,13 +40,13 @@ class HostBuffer:
 
     def copy_in(self, pieces: Sequence[Piece]) -> None:
         """Copy every piece to its place; return when all are there."""
-        transfers = [DeviceTransfer(device, found) for device, found in by_device(pieces).items()]
+        host, devices = split(pieces)
+        transfers = [DeviceTransfer(device, found) for device, found in devices.items()]
         for transfer in transfers:
             transfer.start(self)
         with torch.no_grad():
-            for piece in pieces:
-                if piece.storage.device.type == "cpu":
-                    self._copy_from_host(piece)
+            for piece in host:
+                self._copy_from_host(piece)
         for transfer in transfers:
             transfer.finish()
 
@@ -92,13 +92,13 @@ class DeviceTransfer:
         self._done.synchronize()
 
 
-def by_device(pieces: Sequence[Piece]) -> dict[torch.device, list[Piece]]:
-    """Return the pieces that are not on the host, by the device that they are on."""
-    found: dict[torch.device, list[Piece]] = {}
+def split(pieces: Sequence[Piece]) -> tuple[list[Piece], dict[torch.device, list[Piece]]]:
+    """Return the pieces that are on the host, and the others by the device that they are on."""
+    host: list[Piece] = []
+    devices: dict[torch.device, list[Piece]] = {}
     for piece in pieces:
-        if piece.storage.device.type != "cpu" and piece.storage.nbytes():
-            found.setdefault(piece.storage.device, []).append(piece)
-    return found
+        (host if piece.storage.device.type == "cpu" else devices.setdefault(piece.storage.device, [])).append(piece)
+    return host, devices
 
 
 def tensors_in(value: object) -> Iterator[torch.Tensor]:
