@@ -21,6 +21,7 @@ _MADV_POPULATE_WRITE = 23  # madvise(2), Linux 5.14
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
+_libc.memcmp.argtypes = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t)
 
 
 class HostMemory:
@@ -58,6 +59,17 @@ class HostMemory:
 def copy(target: int, source: int, size_bytes: int) -> None:
     """Copy between two addresses in this thread, without holding the GIL."""
     ctypes.memmove(target, source, size_bytes)
+
+
+def equal(first: memoryview, second: memoryview) -> bool:
+    """Return whether two runs of bytes are the same, without holding the GIL; a memoryview compares one by one."""
+    if len(first) != len(second):
+        return False
+    return not first or _libc.memcmp(_pointer(first), _pointer(second), len(first)) == 0
+
+
+def _pointer(data: memoryview) -> ctypes.Array[ctypes.c_char] | bytes:
+    return bytes(data) if data.readonly else (ctypes.c_char * len(data)).from_buffer(data)
 
 
 def available_bytes() -> int:
