@@ -20,14 +20,17 @@ _FORCE = {"ext4": "-F", "xfs": "-f", "btrfs": "-f"}
 
 
 @contextlib.contextmanager
-def mounted(kind: str, directory: Path) -> Iterator[Path]:
-    """Make a file system of ``kind`` below ``directory`` and mount it for a while; skip the test if that is refused."""
+def mounted(kind: str, directory: Path, *, size_mib: int = 64) -> Iterator[Path]:
+    """Make a file system of ``kind`` below ``directory`` and mount it for a while; skip the test if that is refused.
+
+    ``size_mib`` is that of a tmpfs.
+    """
     place = directory / "mounted"
     place.mkdir(parents=True)
     if kind in IMAGE_MIB:
         _mount("-o", "loop", _image(kind, directory), place)
     elif kind == "tmpfs":
-        _mount("-t", "tmpfs", "-o", "size=64m", "tmpfs", place)
+        _mount("-t", "tmpfs", "-o", f"size={size_mib}m", "tmpfs", place)
     else:
         layers = [directory / layer for layer in ("lower", "upper", "work")]
         for layer in layers:

@@ -25,10 +25,14 @@ _V2 = _Version("cgroup2", ("memory.max", "memory.high"), "memory.current", "inac
 
 
 def left_bytes(proc: Path) -> Iterator[int]:
-    """Yield what each limit on this process leaves, page cache that can be reclaimed included; nothing if unlimited."""
+    """Yield what each limit on this process leaves, page cache that can be reclaimed included; nothing if unlimited.
+
+    Where the group itself cannot be seen (its hierarchy is mounted from another one), the mounted one speaks for it.
+    """
     for version, path in _memberships(proc):
         for root, mounted in _mounts(proc, version):
-            yield from _left_up_to(mounted, _below(mounted, path, root), version)
+            group = mounted / path.relative_to(root) if path.is_relative_to(root) else mounted
+            yield from _left_from(group, version)
 
 
 def _memberships(proc: Path) -> Iterator[tuple[_Version, PurePosixPath]]:
@@ -51,19 +55,12 @@ def _mounts(proc: Path, version: _Version) -> Iterator[tuple[PurePosixPath, Path
             yield PurePosixPath(root), Path(mounted)
 
 
-def _below(mounted: Path, path: PurePosixPath, root: PurePosixPath) -> Path:
-    """Return the directory of the group; the mounted one itself where the group is not seen (another namespace)."""
-    return mounted / path.relative_to(root) if path.is_relative_to(root) and ".." not in path.parts else mounted
-
-
-def _left_up_to(top: Path, group: Path, version: _Version) -> Iterator[int]:
-    for directory in (group, *group.parents):
+def _left_from(group: Path, version: _Version) -> Iterator[int]:
+    for directory in (group, *group.parents):  # above the root of the hierarchy there are no such files
         limits = [int(found) for name in version.limits for found in _lines(directory / name) if found.isdecimal()]
         used = [int(found) for found in _lines(directory / version.usage)]
         if limits and used:
             yield min(limits) - used[0] + _reclaimable_bytes(directory, version)
-        if directory == top:
-            return
 
 
 def _reclaimable_bytes(directory: Path, version: _Version) -> int:

@@ -20,6 +20,7 @@ from invariants import temporaries
 
 from safepoint.memory import HostMemory
 from safepoint.stores import Unchanged, direct, local
+from safepoint.stores.extents import share
 from safepoint.stores.local import LocalStore, clean
 
 MIB = 1 << 20
@@ -141,22 +142,32 @@ def test_killed_writer_leaves_nothing_that_is_not_cleaned(directory: Path, momen
 
 
 @pytest.mark.parametrize("temporary", ["unnamed", "named"])
+@pytest.mark.parametrize("last", ["new", "replaced", "shared", "linked"])
 def test_local_store_survives_a_power_cut(
-    kind: str, device: Path, directory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, temporary: str
+    kind: str,
+    device: Path,
+    directory: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    temporary: str,
+    last: str,
 ) -> None:
-    """What has been written, replaced, linked and shared is whole on the disk the moment that the call has returned."""
+    """What was written, shared or named last is whole on the disk the moment that the call has returned."""
     only(kind, file_systems.JOURNALED)
     if temporary == "named":
         monkeypatch.setattr(local, "_takes_unnamed", lambda directory: False)
-    data, store = filled(2 * MIB), LocalStore(directory)
-    store.write("a.ckpt", chunks_of(data), len(data), replace=False)
-    store.write("b.ckpt", [b"old"], 3, replace=False)
-    store.write("b.ckpt", chunks_of(data), len(data), replace=True)
-    store.write("c.ckpt", [Unchanged(data, "a.ckpt", 0)], len(data), replace=False)
-    store.link("a.ckpt", "last.ckpt")
+    data = filled(2 * MIB)
+    store = store_with(directory, data)
+    if last == "linked":
+        store.link("old.ckpt", "new.ckpt")
+    else:
+        if last == "replaced":
+            (directory / "new.ckpt").write_bytes(b"what was there")
+        chunks = [Unchanged(data, "old.ckpt", 0)] if last == "shared" else chunks_of(data)
+        store.write("new.ckpt", chunks, len(data), replace=last == "replaced")
     with file_systems.after_power_cut(kind, device, tmp_path / "after") as after:
         found = {path.name: path.read_bytes() for path in (after / directory.name).iterdir()}
-    assert found == dict.fromkeys(("a.ckpt", "b.ckpt", "c.ckpt", "last.ckpt"), bytes(data))
+    assert found == dict.fromkeys(("old.ckpt", "new.ckpt"), bytes(data))
 
 
 def test_local_store_finds_a_full_disk_first(kind: str, directory: Path) -> None:
@@ -237,6 +248,15 @@ def test_unchanged_bytes_off_the_blocks_are_written(directory: Path, source_offs
     part, front = data[source_offset : source_offset + 8192], filled(offset)
     chunks = [*([front] if offset else []), Unchanged(part, "old.ckpt", source_offset)]
     assert rewritten(store, chunks, bytes(front) + bytes(part)) == offset + 8192
+
+
+def test_less_than_a_block_is_not_shared(directory: Path) -> None:
+    """Where not one whole block is unchanged the file stays as it is."""
+    data = filled(MIB)
+    store_with(directory, data)
+    with (directory / "new").open("w+b") as file:
+        assert share(directory, file.fileno(), Unchanged(data[:100], "old.ckpt", 0), 0) == 0
+        assert file.read() == b""
 
 
 @pytest.mark.parametrize("source", ["gone.ckpt", "short.ckpt", "."])

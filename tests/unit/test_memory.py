@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import errno
 import mmap
 import os
 from pathlib import Path
@@ -62,6 +64,21 @@ def test_populate_brings_the_pages(monkeypatch: pytest.MonkeyPatch, advice: int,
     found.populate(asked_bytes)
     assert _resident_bytes(found) >= min(asked_bytes, 9 * MIB)
     assert bytes(found.view(MIB, 5)) == b"there"
+
+
+def test_populate_ends_where_memory_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the kernel has no page left to give, none is asked for in another way."""
+
+    class Exhausted:
+        @staticmethod
+        def madvise(*arguments: object) -> int:
+            ctypes.set_errno(errno.ENOMEM)
+            return -1
+
+    found = HostMemory(MIB)
+    monkeypatch.setattr(memory, "_libc", Exhausted)
+    found.populate(MIB)
+    assert _resident_bytes(found) == 0
 
 
 def test_memory_costs_nothing_before_it_is_touched() -> None:

@@ -44,10 +44,10 @@ def write_chunks(descriptor: int, chunks: Iterable[Chunk], share: Share) -> int:
             while len(pending) >= IN_FLIGHT:
                 written_bytes += pending.popleft().result()
             data = chunk.data if isinstance(chunk, Unchanged) else memoryview(chunk)
-            whole = 0 if offset % PAGE_BYTES else len(data) // PAGE_BYTES * PAGE_BYTES
+            whole = len(data) // PAGE_BYTES * PAGE_BYTES
             if whole:
                 pending.append(threads.submit(_put, descriptor, chunk, data[:whole], offset, share))
-            if whole < len(data):  # the end of the file, which is no whole page
+            if whole < len(data):  # the end of the file; nothing behind it would begin at a page
                 written_bytes += _drained(pending) + len(data) - whole
                 _set_direct(descriptor, on=False)
                 _write_at(descriptor, data[whole:], offset + whole)

@@ -22,12 +22,12 @@ _PIECE_BYTES = 4 << 20
 def share(directory: Path, descriptor: int, chunk: Unchanged, offset: int) -> int:
     """Let the file show ``chunk`` at ``offset`` without writing it; return how many bytes from its beginning it does.
 
-    None where the blocks do not line up, and where anything refuses: the file system, or the source, which may be gone
-    or damaged. What the range holds then is for the caller to write.
+    None where anything refuses: the file system, for which whole blocks have to line up, or the source, which may be
+    gone or damaged. What the range holds then is for the caller to write.
     """
     block_bytes = os.fstatvfs(descriptor).f_bsize
     size_bytes = len(chunk.data) // block_bytes * block_bytes
-    if not size_bytes or offset % block_bytes or chunk.offset % block_bytes:
+    if not size_bytes:  # which the kernel would take for all of the source
         return 0
     try:
         _clone(directory / chunk.source, chunk.offset, size_bytes, descriptor, offset)
