@@ -182,7 +182,7 @@ def differences(expected: Any, actual: Any, where: str = "") -> list[str]:
 class SlowStore(LocalStore):
     """A disk that is slower than these epochs."""
 
-    def write(self, *args: Any, **options: Any) -> None:
+    def write(self, *args: Any, **options: Any) -> int:
         """Take longer than an epoch, then write."""
         time.sleep(0.04)
-        super().write(*args, **options)
+        return super().write(*args, **options)

@@ -11,16 +11,21 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import errno
 import mmap
 import os
 from pathlib import Path
 
+from safepoint import cgroup
+
 PAGE_BYTES = 4096
 _STRIDE_BYTES = 64 << 20
+_PIECE_BYTES = 1 << 20
 _MADV_POPULATE_WRITE = 23  # madvise(2), Linux 5.14
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
+_libc.memcmp.argtypes = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t)
 
 
 class HostMemory:
@@ -47,8 +52,17 @@ class HostMemory:
         """Fault in the first ``size_bytes``, without holding the GIL; their content stays as it is."""
         for offset in range(0, min(size_bytes, self.size_bytes), _STRIDE_BYTES):
             length = min(_STRIDE_BYTES, self.size_bytes - offset)
-            if _libc.madvise(self.address + offset, length, _MADV_POPULATE_WRITE):
-                return  # an older kernel, or no memory left: then the pages come when they are touched
+            if not _libc.madvise(self.address + offset, length, _MADV_POPULATE_WRITE):
+                continue
+            if ctypes.get_errno() != errno.EINVAL:
+                return  # no memory left: nothing is gained by running into that now
+            self._read(offset, length)
+
+    def _read(self, offset: int, size_bytes: int) -> None:
+        """Fault pages in by reading them, on kernels that cannot be told to: a shared page is there once it is read."""
+        piece = ctypes.create_string_buffer(min(_PIECE_BYTES, size_bytes))
+        for start in range(offset, offset + size_bytes, len(piece)):
+            ctypes.memmove(piece, self.address + start, min(len(piece), offset + size_bytes - start))
 
     def view(self, offset: int, size_bytes: int) -> memoryview:
         """Return the bytes from ``offset`` on, without a copy."""
@@ -60,23 +74,25 @@ def copy(target: int, source: int, size_bytes: int) -> None:
     ctypes.memmove(target, source, size_bytes)
 
 
-def available_bytes() -> int:
-    """Return how much memory this process may still take: what the machine has left, and what its cgroup allows."""
-    left = [_meminfo_available()]
-    for limit, used in (
-        ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
-        ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
-    ):
-        try:
-            left.append(int(Path(limit).read_text()) - int(Path(used).read_text()))
-        except (OSError, ValueError):  # no such cgroup, or "max"
-            continue
-    return max(0, min(left))
+def equal(first: memoryview, second: memoryview) -> bool:
+    """Return whether two runs of bytes are the same, without holding the GIL; a memoryview compares one by one."""
+    if len(first) != len(second):
+        return False
+    return not first or _libc.memcmp(_pointer(first), _pointer(second), len(first)) == 0
 
 
-def _meminfo_available() -> int:
+def _pointer(data: memoryview) -> ctypes.Array[ctypes.c_char] | bytes:
+    return bytes(data) if data.readonly else (ctypes.c_char * len(data)).from_buffer(data)
+
+
+def available_bytes(proc: Path = Path("/proc")) -> int:
+    """Return how much memory this process may still take: what the machine has left, and what its cgroups allow."""
+    return max(0, min([_machine_bytes(proc), *cgroup.left_bytes(proc)]))
+
+
+def _machine_bytes(proc: Path) -> int:
     try:
-        for line in Path("/proc/meminfo").read_text().splitlines():
+        for line in (proc / "meminfo").read_text().splitlines():
             name, _, value = line.partition(":")
             if name == "MemAvailable":
                 return int(value.split()[0]) << 10

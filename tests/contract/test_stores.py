@@ -219,7 +219,17 @@ def directory(tmp_path: Path) -> Path:
     return path
 
 
-def test_local_store_leaves_no_temporary(directory: Path) -> None:
+@pytest.fixture(params=["unnamed", "named"])
+def temporary_kind(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Let the store work in files without a name, and where a file system has none, in hidden ones."""
+    if request.param == "named":
+        monkeypatch.setattr(local, "_takes_unnamed", lambda directory: False)
+    elif not local._takes_unnamed(tmp_path):
+        pytest.skip("this file system has no files without a name")
+    return str(request.param)
+
+
+def test_local_store_leaves_no_temporary(directory: Path, temporary_kind: str) -> None:
     """After writing, linking, refusing and failing there is nothing but the files themselves."""
     store = LocalStore(directory)
     store.write("a.ckpt", [b"data"], 4, replace=False)
@@ -234,8 +244,8 @@ def test_local_store_leaves_no_temporary(directory: Path) -> None:
     assert sorted(os.listdir(directory)) == ["a.ckpt", "current.ckpt", "last.ckpt"]
 
 
-def test_local_store_works_in_a_hidden_temporary(directory: Path) -> None:
-    """While a file is written there is one hidden temporary beside its place, and nothing under its name."""
+def test_local_store_works_out_of_sight(directory: Path, temporary_kind: str) -> None:
+    """While a file is written there is nothing beside its place or one hidden temporary, and nothing under its name."""
     seen: list[list[str]] = []
 
     def chunks() -> Iterator[bytes]:
@@ -243,11 +253,32 @@ def test_local_store_works_in_a_hidden_temporary(directory: Path) -> None:
         yield b"data"
 
     LocalStore(directory).write("a.ckpt", chunks(), 4, replace=False)
-    ((temporary,),) = seen
-    assert re.fullmatch(r"\.safepoint-[0-9a-f]{16}\.tmp", temporary)
+    if temporary_kind == "unnamed":
+        assert seen == [[]]
+    else:
+        ((temporary,),) = seen
+        assert re.fullmatch(r"\.safepoint-[0-9a-f]{16}\.tmp", temporary)
 
 
-def test_local_store_does_not_clean_its_own_temporaries(directory: Path) -> None:
+def test_local_store_goes_by_hidden_names_where_a_file_needs_one(
+    directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where a file without a name cannot be given one (no links, no /proc) the store finds out before it writes."""
+    link = os.link
+
+    def refused(source: object, target: object, **options: object) -> None:
+        if "src_dir_fd" in options:
+            raise OSError(errno.ENOENT, "No such file or directory")
+        link(source, target, **options)
+
+    monkeypatch.setattr(os, "link", refused)
+    store = LocalStore(directory)
+    store.write("a.ckpt", [b"old"], 3, replace=False)
+    store.write("a.ckpt", [b"data"], 4, replace=True)
+    assert _files(directory) == {"a.ckpt": b"data"}
+
+
+def test_local_store_does_not_clean_its_own_temporaries(directory: Path, temporary_kind: str) -> None:
     """A write that is under way in this very process is a living writer's."""
     found: list[list[Path]] = []
 
@@ -260,7 +291,7 @@ def test_local_store_does_not_clean_its_own_temporaries(directory: Path) -> None
     assert _files(directory) == {"a.ckpt": b"data"}
 
 
-def test_local_store_reserves_the_space_first(directory: Path) -> None:
+def test_local_store_reserves_the_space_first(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The file has its full size before the first chunk is asked for, so that a full disk is found at once."""
     sizes: list[int] = []
 
@@ -269,6 +300,7 @@ def test_local_store_reserves_the_space_first(directory: Path) -> None:
         sizes.append(temporary.stat().st_size)
         yield bytes(100_000)
 
+    monkeypatch.setattr(local, "_takes_unnamed", lambda directory: False)
     LocalStore(directory).write("a.ckpt", chunks(), 100_000, replace=False)
     assert sizes == [100_000]
 
@@ -321,7 +353,7 @@ def test_local_store_discards_a_file_whose_fsync_fails(directory: Path, monkeypa
     assert os.listdir(directory) == []
 
 
-def test_local_store_gives_files_the_usual_mode(directory: Path) -> None:
+def test_local_store_gives_files_the_usual_mode(directory: Path, temporary_kind: str) -> None:
     """A checkpoint has the mode that any new file of the user's has."""
     (directory / "usual").touch()
     LocalStore(directory).write("a.ckpt", [b"data"], 4, replace=False)
@@ -435,23 +467,38 @@ def _traced(act: Callable[[], None], look: Callable[[], bytes]) -> set[bytes]:
 
 
 WRITER = """
-import sys, time
+import os, sys, time
 from pathlib import Path
-from safepoint.stores.local import LocalStore
+from safepoint.stores import local
 
-def chunks():
-    yield b"half"
+def stop(*_):
     print("writing", flush=True)
     time.sleep(600)
 
-LocalStore(Path(sys.argv[1])).write("a.ckpt", chunks(), 1000, replace=False)
+def chunks():
+    yield b"half"
+    if MOMENT == "written":
+        stop()
+
+MOMENT = sys.argv[2]
+if MOMENT == "named":
+    Path.replace = stop
+else:
+    local._takes_unnamed = lambda directory: False
+local.LocalStore(Path(sys.argv[1])).write("a.ckpt", chunks(), 4, replace=True)
 """
 
 
-@pytest.fixture
-def writing(directory: Path) -> Iterator[subprocess.Popen[str]]:
-    """Return another process that is in the middle of a write, and that ends with the test."""
-    with subprocess.Popen([sys.executable, "-c", WRITER, str(directory)], stdout=subprocess.PIPE, text=True) as process:
+@pytest.fixture(params=["written", "named"])
+def writing(request: pytest.FixtureRequest, directory: Path) -> Iterator[subprocess.Popen[str]]:
+    """Return another process that has stopped while it writes, and that ends with the test.
+
+    It has written half of a file with a hidden name, or just given a hidden name to a file that had none.
+    """
+    if request.param == "named" and not local._takes_unnamed(directory):
+        pytest.skip("this file system has no files without a name")
+    command = [sys.executable, "-c", WRITER, str(directory), request.param]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         try:
             assert process.stdout is not None
             assert process.stdout.readline() == "writing\n"
@@ -551,9 +598,11 @@ def test_check_directory_refuses_what_cannot_be_written(directory: Path) -> None
 STEPS = """
 import sys
 from pathlib import Path
-from safepoint.stores.local import LocalStore
+from safepoint.stores import local
 
-store = LocalStore(Path(sys.argv[1]))
+if sys.argv[2] == "named":
+    local._takes_unnamed = lambda directory: False
+store = local.LocalStore(Path(sys.argv[1]))
 def act(): STEP
 Path("/begin").exists()
 act()
@@ -561,13 +610,13 @@ Path("/end").exists()
 """
 
 
-def _calls(step: str, directory: Path, trace: Path) -> list[str]:
+def _calls(step: str, directory: Path, trace: Path, kind: str = "named") -> list[str]:
     """Return the system calls of ``step`` that matter, as the kernel sees them: ``call name [name]``."""
     watched = "fsync,fdatasync,rename,renameat,renameat2,link,linkat,symlink,symlinkat,unlink,unlinkat,mkdir,mkdirat,"
     watched += "fallocate,pwrite64,stat,newfstatat,statx"
     strace = ["strace", "-f", "-y", "-o", str(trace), "-e", f"trace={watched}"]
     code = STEPS.replace("STEP", step)
-    done = subprocess.run([*strace, sys.executable, "-c", code, str(directory)], capture_output=True, check=False)
+    done = subprocess.run([*strace, sys.executable, "-c", code, str(directory), kind], capture_output=True, check=False)
     if done.returncode:
         pytest.skip(f"strace cannot trace here: {done.stderr.decode()[-200:]}")
     lines = trace.read_text().splitlines()
@@ -587,19 +636,20 @@ def _call(name: str) -> str:
 
 
 def _names(arguments: str) -> list[str]:
-    """Return the base names of the paths in a call, with one word for every temporary."""
-    paths = re.findall(r"\d+<([^>]*)>|\"(/[^\"]*)\"", arguments)
-    return [re.sub(r"^\.safepoint-.*", "TEMPORARY", Path(one or other).name) for one, other in paths]
+    """Return the base names of the paths in a call, with one word for every temporary, with a name or without."""
+    paths = re.findall(r"\d+<([^>]*)>|\"(/(?!proc/)[^\"]*)\"", arguments)
+    return [re.sub(r"^(\.safepoint-|#\d).*", "TEMPORARY", Path(one or other).name) for one, other in paths]
 
 
 needs_strace = pytest.mark.skipif(shutil.which("strace") is None, reason="strace is not installed")
 
 
 @needs_strace
-def test_local_store_publishes_only_what_is_durable(directory: Path, tmp_path: Path) -> None:
+def test_local_store_publishes_only_what_is_durable(directory: Path, tmp_path: Path, temporary_kind: str) -> None:
     """Reserve, write, fsync the file, give it its name, fsync the directory: in this order, seen by the kernel."""
     step = "store.write('a.ckpt', [b'one', b'two'], 6, replace=False)"
-    assert _calls(step, directory, tmp_path / "trace") == [
+    calls = _calls(step, directory, tmp_path / "trace", temporary_kind)
+    assert calls[calls.index("fallocate TEMPORARY") :] == [
         "fallocate TEMPORARY",
         "write TEMPORARY",
         "write TEMPORARY",
@@ -611,14 +661,16 @@ def test_local_store_publishes_only_what_is_durable(directory: Path, tmp_path: P
 
 
 @needs_strace
-def test_local_store_replaces_only_by_what_is_durable(directory: Path, tmp_path: Path) -> None:
-    """A replacement is one rename of a file that is durable."""
+def test_local_store_replaces_only_by_what_is_durable(directory: Path, tmp_path: Path, temporary_kind: str) -> None:
+    """A replacement is one rename of a file that is durable, and that has a hidden name only just before."""
     (directory / "a.ckpt").write_bytes(b"old")
     step = "store.write('a.ckpt', [b'new'], 3, replace=True)"
-    assert [call for call in _calls(step, directory, tmp_path / "trace") if "unlink" not in call] == [
+    calls = [call for call in _calls(step, directory, tmp_path / "trace", temporary_kind) if "unlink" not in call]
+    assert calls[calls.index("fallocate TEMPORARY") :] == [
         "fallocate TEMPORARY",
         "write TEMPORARY",
         "fsync TEMPORARY",
+        *(["link TEMPORARY TEMPORARY"] if temporary_kind == "unnamed" else []),
         "rename TEMPORARY a.ckpt",
         "fsync checkpoints",
     ]
@@ -658,7 +710,7 @@ def _logged(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     fsync, link, replace = os.fsync, os.link, os.replace
 
     def name(path: object) -> str:
-        return re.sub(r"^\.safepoint-.*", "TEMPORARY", Path(str(path)).name)
+        return re.sub(r"^(\.safepoint-|#\d).*", "TEMPORARY", Path(str(path)).name)
 
     def logged_fsync(descriptor: int) -> None:
         log.append(f"fsync {name(os.readlink(f'/proc/self/fd/{descriptor}'))}")
@@ -681,6 +733,7 @@ def _logged(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 @pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="needs /proc to name a descriptor")
 def test_local_store_asks_for_durability_in_order(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The same order where strace is missing: fsync the file, name it, fsync the directory."""
+    monkeypatch.setattr(local, "_takes_unnamed", lambda directory: False)
     log = _logged(monkeypatch)
     store = LocalStore(directory / "new")
     store.write("a.ckpt", [b"data"], 4, replace=False)

@@ -22,7 +22,7 @@ class FullDisk(LocalStore):
     fails = range(0)
     writes = 0
 
-    def write(self, name: str, chunks: Iterable[bytes | memoryview], size_bytes: int, *, replace: bool) -> None:
+    def write(self, name: str, chunks: Iterable[bytes | memoryview], size_bytes: int, *, replace: bool) -> int:
         """Fail in mid-write, as a full disk does, if it is this write's turn."""
         number, FullDisk.writes = FullDisk.writes, FullDisk.writes + 1
 
@@ -31,7 +31,7 @@ class FullDisk(LocalStore):
                 yield memoryview(chunk)[: len(chunk) // 2]
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-        super().write(name, interrupted() if number in FullDisk.fails else chunks, size_bytes, replace=replace)
+        return super().write(name, interrupted() if number in FullDisk.fails else chunks, size_bytes, replace=replace)
 
 
 @pytest.fixture

@@ -248,10 +248,10 @@ def break_disk(monkeypatch: pytest.MonkeyPatch, fault: Fault) -> None:
     """Let every store that a run makes from now on suffer ``fault``."""
 
     class FaultyStore(LocalStore):
-        def write(self, name: str, chunks: Iterable[bytes | memoryview], size_bytes: int, *, replace: bool) -> None:
+        def write(self, name: str, chunks: Iterable[bytes | memoryview], size_bytes: int, *, replace: bool) -> int:
             time.sleep(fault.delay_s)
             fault.strike("write")
-            super().write(name, chunks, size_bytes, replace=replace)
+            return super().write(name, chunks, size_bytes, replace=replace)
 
         def link(self, target: str, name: str) -> None:
             fault.strike("link")

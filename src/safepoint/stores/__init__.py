@@ -6,7 +6,23 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Protocol
+
+
+@dataclass(frozen=True, slots=True)
+class Unchanged:
+    """A chunk whose bytes lie at ``offset`` of the durable checkpoint ``source`` already, as far as is known.
+
+    A store may take them from there instead of writing ``data``, if it makes sure that they are the same.
+    """
+
+    data: memoryview
+    source: str
+    offset: int
+
+
+Chunk = bytes | memoryview | Unchanged
 
 
 class Store(Protocol):
@@ -15,8 +31,10 @@ class Store(Protocol):
     A protocol, so that the writer's order (write, name, remove) is written once and tested without a disk.
     """
 
-    def write(self, name: str, chunks: Iterable[bytes | memoryview], size_bytes: int, *, replace: bool) -> None:
+    def write(self, name: str, chunks: Iterable[Chunk], size_bytes: int, *, replace: bool) -> int:
         """Make ``chunks`` (``size_bytes`` in all) durable under ``name``, all or nothing.
+
+        Returns how many bytes were written; the others are shared with an older checkpoint.
 
         Raises FileExistsError if the name is taken and ``replace`` is false; any other OSError leaves nothing behind.
         """

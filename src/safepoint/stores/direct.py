@@ -12,10 +12,12 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
+from dataclasses import replace
 from typing import Any
 
 from safepoint.background import Background
 from safepoint.memory import PAGE_BYTES, HostMemory
+from safepoint.stores import Chunk, Unchanged
 
 SLAB_BYTES = 32 << 20
 IN_FLIGHT = 2
@@ -23,30 +25,34 @@ IN_FLIGHT = 2
 _REFUSED = (errno.EINVAL, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS)
 
 
-def write_chunks(descriptor: int, chunks: Iterable[bytes | memoryview]) -> None:
-    """Write ``chunks`` one behind the other, from the beginning of the file.
+Share = Callable[[int, Unchanged, int], int]
+"""(descriptor, chunk, offset) -> how many bytes of the chunk, from its beginning, need not be written."""
+
+
+def write_chunks(descriptor: int, chunks: Iterable[Chunk], share: Share) -> int:
+    """Write ``chunks`` one behind the other, from the beginning of the file; return how many bytes were not shared.
 
     Chunks that begin at a multiple of 4096 bytes, in the file as in memory, go past the page cache. A chunk must stay
     as it is until ``IN_FLIGHT`` further ones have been taken: the next is made while these are written.
     """
     threads = Background("disk", IN_FLIGHT)
-    pending: deque[Future[None]] = deque()
-    direct = _set_direct(descriptor, on=True)
-    offset = 0
+    pending: deque[Future[int]] = deque()
+    _set_direct(descriptor, on=True)
+    offset = written_bytes = 0
     try:
         for chunk in chunks:
             while len(pending) >= IN_FLIGHT:
-                pending.popleft().result()
-            view = memoryview(chunk)
-            whole = len(view) // PAGE_BYTES * PAGE_BYTES if direct and offset % PAGE_BYTES == 0 else 0
+                written_bytes += pending.popleft().result()
+            data = chunk.data if isinstance(chunk, Unchanged) else memoryview(chunk)
+            whole = len(data) // PAGE_BYTES * PAGE_BYTES
             if whole:
-                pending.append(threads.submit(_write_at, descriptor, view[:whole], offset))
-            if whole < len(view):  # the end of the file, which is no whole page
-                _drain(pending)
-                direct = direct and not _set_direct(descriptor, on=False)
-                _write_at(descriptor, view[whole:], offset + whole)
-            offset += len(view)
-        _drain(pending)
+                pending.append(threads.submit(_put, descriptor, chunk, data[:whole], offset, share))
+            if whole < len(data):  # the end of the file; nothing behind it would begin at a page
+                written_bytes += _drained(pending) + len(data) - whole
+                _set_direct(descriptor, on=False)
+                _write_at(descriptor, data[whole:], offset + whole)
+            offset += len(data)
+        return written_bytes + _drained(pending)
     finally:
         threads.close()
 
@@ -80,9 +86,18 @@ def _taken(pending: deque[tuple[int, Future[int]]], slabs: list[memoryview], siz
     return offset, slabs[turn % len(slabs)][: min(future.result(), size_bytes - offset)]
 
 
-def _drain(pending: deque[Future[None]]) -> None:
+def _drained(pending: deque[Future[int]]) -> int:
+    total = 0
     while pending:
-        pending.popleft().result()
+        total += pending.popleft().result()
+    return total
+
+
+def _put(descriptor: int, chunk: Chunk, data: memoryview, offset: int, share: Share) -> int:
+    """Let the file have ``data``, whole pages of ``chunk``, at ``offset``; return how much had to be written for it."""
+    shared_bytes = share(descriptor, replace(chunk, data=data), offset) if isinstance(chunk, Unchanged) else 0
+    _write_at(descriptor, data[shared_bytes:], offset + shared_bytes)
+    return len(data) - shared_bytes
 
 
 def _write_at(descriptor: int, data: memoryview, offset: int) -> None:

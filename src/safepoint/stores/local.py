@@ -1,8 +1,9 @@
 """A directory on a POSIX file system, written so that a crash at any point leaves only whole checkpoints.
 
 Temporary in the same directory, preallocate, write, fsync, publish under the final name, fsync the directory and every
-parent that was made. A temporary is hidden, and locked by its writer for as long as that lives: what can be locked is
-dead and is cleaned away. Knows names and bytes; knows nothing of what they mean.
+parent that was made. A temporary has no name where the file system can make such a file, else a hidden one. Its writer
+locks it for as long as that lives: a hidden name whose file can be locked is dead and is cleaned away. Knows names and
+bytes; knows nothing of what they mean.
 """
 
 from __future__ import annotations
@@ -14,11 +15,14 @@ import os
 import secrets
 import stat
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from safepoint.errors import ConfigurationError
 from safepoint.naming import TEMPORARY_PREFIX
-from safepoint.stores import direct
+from safepoint.stores import Chunk, direct
+from safepoint.stores.extents import share
 
 _LINKS_REFUSED = (errno.EPERM, errno.EOPNOTSUPP, errno.EMLINK, errno.ENOSYS)
 _PREALLOCATION_REFUSED = (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS)
@@ -30,19 +34,21 @@ class LocalStore:
     def __init__(self, directory: Path) -> None:
         self.directory = directory
         self._cleaned: set[Path] = set()
+        self._unnamed: dict[Path, bool] = {}
 
-    def write(self, name: str, chunks: Iterable[bytes | memoryview], size_bytes: int, *, replace: bool) -> None:
-        """See ``Store.write``."""
+    def write(self, name: str, chunks: Iterable[Chunk], size_bytes: int, *, replace: bool) -> int:
+        """See ``Store.write``; shares extents where the file system can."""
         final = self._parent_made(name)
-        with _temporary(final.parent) as (descriptor, temporary):
-            _preallocate(descriptor, size_bytes)
-            direct.write_chunks(descriptor, chunks)
-            os.fsync(descriptor)
+        with _temporary(final.parent, unnamed=self._unnamed_in(final.parent)) as temporary:
+            _preallocate(temporary.descriptor, size_bytes)
+            written_bytes = direct.write_chunks(temporary.descriptor, chunks, partial(share, self.directory))
+            os.fsync(temporary.descriptor)
             if replace:
                 temporary.replace(final)
             else:
-                _publish_new(temporary, final)
+                temporary.publish(final)
         _sync_directory(final.parent)
+        return written_bytes
 
     def link(self, target: str, name: str, *, replace: bool = True) -> None:
         """See ``Store.link``; a copy where the file system has no links."""
@@ -78,6 +84,11 @@ class LocalStore:
             chunks = iter(lambda: file.read(4 << 20), b"")
             self.write(name, chunks, os.fstat(file.fileno()).st_size, replace=replace)
 
+    def _unnamed_in(self, directory: Path) -> bool:
+        if directory not in self._unnamed:
+            self._unnamed[directory] = _takes_unnamed(directory)
+        return self._unnamed[directory]
+
     def _parent_made(self, name: str) -> Path:
         final = self.directory / name
         _make_directory(final.parent)
@@ -106,8 +117,7 @@ def _held(path: Path) -> Iterator[None]:
     """Hold a lock on what a further name is made for, by which ``clean`` sees that its temporary is in use."""
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
-        with contextlib.suppress(OSError):  # a file system without locks: nobody cleans there either
-            fcntl.flock(descriptor, fcntl.LOCK_SH)
+        _lock(descriptor, fcntl.LOCK_SH)
         yield
     finally:
         os.close(descriptor)
@@ -150,27 +160,81 @@ def _temporary_path(directory: Path) -> Path:
     return directory / f"{TEMPORARY_PREFIX}{secrets.token_hex(8)}.tmp"
 
 
+@dataclass(frozen=True, slots=True)
+class _Temporary:
+    """A locked file that is to become a checkpoint; ``path`` is its hidden name, which an unnamed one has not yet."""
+
+    descriptor: int
+    path: Path
+    unnamed: bool
+
+    def replace(self, final: Path) -> None:
+        """Let the file have the name ``final``, whatever had it."""
+        if self.unnamed:
+            self.link(self.path)  # no call gives a file without a name the name of another
+        self.path.replace(final)
+
+    def publish(self, final: Path) -> None:
+        """Let the file have the name ``final``, unless another has it: ``link`` refuses where ``rename`` replaces."""
+        try:
+            self.link(final)
+        except OSError as error:
+            if error.errno not in _LINKS_REFUSED:
+                raise
+            if os.path.lexists(final):
+                raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(final)) from None
+            self.path.rename(final)
+
+    def link(self, name: Path) -> None:
+        """Give the file a further name, or its first."""
+        if self.unnamed:
+            # Given a directory descriptor, Python has the kernel follow the link in /proc to the file.
+            os.link(f"/proc/self/fd/{self.descriptor}", name, src_dir_fd=self.descriptor)
+        else:
+            os.link(self.path, name)
+
+
 @contextlib.contextmanager
-def _temporary(directory: Path) -> Iterator[tuple[int, Path]]:
-    """Open a locked temporary file in ``directory``; whatever is left under its name at the end is removed."""
-    path, descriptor = _locked_file(directory)
+def _temporary(directory: Path, *, unnamed: bool) -> Iterator[_Temporary]:
+    """Open a temporary file in ``directory``; whatever is left under its hidden name at the end is removed."""
+    path, descriptor = _unnamed_file(directory) if unnamed else _locked_file(directory)
     try:
-        yield descriptor, path
+        yield _Temporary(descriptor, path, unnamed)
     finally:
         path.unlink(missing_ok=True)
         os.close(descriptor)
+
+
+def _takes_unnamed(directory: Path) -> bool:
+    """Try whether a file without a name can be made in ``directory`` and be given one: too much can refuse either."""
+    try:
+        with _temporary(directory, unnamed=True) as temporary:
+            temporary.link(temporary.path)
+    except OSError:
+        return False
+    return True
+
+
+def _unnamed_file(directory: Path) -> tuple[Path, int]:
+    descriptor = os.open(directory, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o666)
+    _lock(descriptor)
+    return _temporary_path(directory), descriptor
 
 
 def _locked_file(directory: Path) -> tuple[Path, int]:
     while True:
         path = _temporary_path(directory)
         descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC, 0o666)
-        with contextlib.suppress(OSError):  # a file system without locks: nobody cleans there either
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        _lock(descriptor)
         # Between open and lock another process may have taken the file for abandoned; it is gone once we have the lock.
         if os.fstat(descriptor).st_nlink:
             return path, descriptor
         os.close(descriptor)
+
+
+def _lock(descriptor: int, operation: int = fcntl.LOCK_EX) -> None:
+    with contextlib.suppress(OSError):  # a file system without locks: nobody cleans there either
+        fcntl.flock(descriptor, operation)
 
 
 def _preallocate(descriptor: int, size_bytes: int) -> None:
@@ -180,18 +244,6 @@ def _preallocate(descriptor: int, size_bytes: int) -> None:
     except OSError as error:
         if error.errno not in _PREALLOCATION_REFUSED:
             raise
-
-
-def _publish_new(temporary: Path, final: Path) -> None:
-    """Give ``temporary`` its final name, never over another file: ``link`` refuses where ``rename`` replaces."""
-    try:
-        os.link(temporary, final)
-    except OSError as error:
-        if error.errno not in _LINKS_REFUSED:
-            raise
-        if os.path.lexists(final):
-            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(final)) from None
-        temporary.rename(final)
 
 
 def _rename_over(temporary: Path, final: Path) -> None:

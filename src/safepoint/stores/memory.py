@@ -7,6 +7,8 @@ import os
 import threading
 from collections.abc import Iterable
 
+from safepoint.stores import Chunk, Unchanged
+
 
 class MemoryStore:
     """Checkpoints in a dictionary.
@@ -22,16 +24,17 @@ class MemoryStore:
         self.gate = threading.Event()
         self.gate.set()
 
-    def write(self, name: str, chunks: Iterable[bytes | memoryview], size_bytes: int, *, replace: bool) -> None:
-        """See ``Store.write``."""
+    def write(self, name: str, chunks: Iterable[Chunk], size_bytes: int, *, replace: bool) -> int:
+        """See ``Store.write``; nothing is shared."""
         self.gate.wait()
         self._enter("write", name)
         if name in self.files and not replace:
             raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), name)
-        data = b"".join(bytes(chunk) for chunk in chunks)
+        data = b"".join(chunk.data if isinstance(chunk, Unchanged) else chunk for chunk in chunks)
         if len(data) != size_bytes:
             raise AssertionError(f"{name}: {len(data)} bytes written, {size_bytes} announced")
         self.files[name] = data
+        return size_bytes
 
     def link(self, target: str, name: str, *, replace: bool = True) -> None:
         """See ``Store.link``."""
