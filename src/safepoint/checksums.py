@@ -6,7 +6,7 @@ Both release the GIL while they run, so that the training thread goes on.
 from __future__ import annotations
 
 from isal import isal_zlib
-from xxhash import xxh3_128
+from xxhash import xxh3_128, xxh3_128_hexdigest
 
 Buffer = bytes | bytearray | memoryview
 
@@ -34,3 +34,8 @@ def checksums(data: Buffer) -> Checksums:
     sums = Checksums()
     sums.update(data)
     return sums
+
+
+def digest(data: Buffer) -> str:
+    """Return the xxh3-128 digest of ``data`` alone."""
+    return xxh3_128_hexdigest(data)

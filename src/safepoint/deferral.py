@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any
@@ -23,7 +23,8 @@ from torch.utils.hooks import RemovableHandle
 from safepoint import memory
 from safepoint.background import Background
 from safepoint.errors import CaptureError
-from safepoint.transfer import SMALL_BYTES, DeviceTransfer, HostBuffer, Piece, split, tensors_in
+from safepoint.frozen import Sighting
+from safepoint.transfer import DeviceTransfer, HostBuffer, Owned, Piece, split, tensors_in, version
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,23 +34,29 @@ class Live:
     modules: tuple[torch.nn.Module, ...] = ()
     optimizers: tuple[torch.optim.Optimizer, ...] = ()
 
-    def owned(self) -> dict[int, list[torch.Tensor]]:
-        """Return the tensors that the optimizers own, by the address of their storage."""
-        found: dict[int, list[torch.Tensor]] = {}
-        for optimizer in self.optimizers:
-            for tensor in tensors_in((optimizer.param_groups, list(optimizer.state.values()))):
-                if tensor.layout is torch.strided and not tensor.is_inference():
-                    found.setdefault(tensor.untyped_storage().data_ptr(), []).append(tensor)
-        found.pop(0, None)
-        return found
+    def owned(self) -> Owned:
+        """Return the tensors that the optimizers own."""
+        groups = [(optimizer.param_groups, list(optimizer.state.values())) for optimizer in self.optimizers]
+        return _by_address(tensors_in(groups))
+
+    def frozen(self, owned: Owned) -> Owned:
+        """Return the parameters on the host that need no gradient, but for those that are ``owned``."""
+        parameters = (parameter for module in self.modules for parameter in module.parameters())
+        resting = (p for p in parameters if not p.requires_grad and p.device.type == "cpu")
+        return {address: found for address, found in _by_address(resting).items() if address not in owned}
 
 
 class Deferral:
-    """The copies of one save that are still to be made, and the proof that nothing has changed meanwhile."""
+    """The copies of one save that are still to be made, and the proof that nothing has changed meanwhile.
 
-    def __init__(self, target: HostBuffer, pieces: Sequence[Piece], tensors: Iterable[torch.Tensor]) -> None:
+    ``kept`` is not copied, because the image holds it already: whether that is so is found out beside the copies.
+    """
+
+    def __init__(
+        self, target: HostBuffer, pieces: Sequence[Piece], tensors: Iterable[torch.Tensor], kept: Sequence[Sighting]
+    ) -> None:
         self.stalled_s = self.copied_at_s = 0.0
-        self._target = target
+        self._target, self._kept = target, kept
         self._host, devices = split(pieces)
         self._transfers = [DeviceTransfer(device, found) for device, found in devices.items()]
         self._before = [(tensor, version(tensor)) for tensor in tensors]
@@ -57,6 +64,7 @@ class Deferral:
         self._lock = threading.Lock()
         self._settled = False
         self._torn: list[torch.Tensor] = []
+        self._moved: list[torch.UntypedStorage] = []
         self._done: Future[None] = Future()
 
     def begin(self, thread: Background) -> None:
@@ -80,10 +88,11 @@ class Deferral:
 
         """
         self._done.result()
-        if self._torn:
-            shapes = ", ".join(str(tuple(tensor.shape)) for tensor in self._torn[:3])
+        if self._torn or self._moved:
+            shapes = [str(tuple(tensor.shape)) for tensor in self._torn]
+            shapes += [f"a frozen one of {storage.nbytes()} bytes" for storage in self._moved]
             raise CaptureError(
-                f"{len(self._torn)} tensors (shapes {shapes}, ...) were changed in place between the save and the next "
+                f"{len(shapes)} tensors (the first: {shapes[0]}) were changed in place between the save and the next "
                 "optimizer step, by something other than a step: this checkpoint would mix two moments and was given "
                 'up. Use staging="copy", or change the weights before the save.'
             )
@@ -95,6 +104,7 @@ class Deferral:
             for piece in self._host:
                 address = self._target.memory.address + piece.offset
                 memory.copy(address, piece.storage.data_ptr(), piece.storage.nbytes())
+            self._moved = [sighting.storage for sighting in self._kept if not sighting.is_live()]
             if not self._transfers:
                 self._settle()
         finally:
@@ -121,10 +131,12 @@ class Barrier:
         self._on_step: RemovableHandle | None = None
         self._on_load: list[RemovableHandle] = []
 
-    def defer(self, target: HostBuffer, pieces: Sequence[Piece], live: Live, owned: Owned) -> Deferral:
+    def defer(
+        self, target: HostBuffer, pieces: Sequence[Piece], live: Live, owned: Owned, kept: Sequence[Sighting]
+    ) -> Deferral:
         """Begin to copy ``pieces``, whose tensors are in ``owned``, and hold back what would change them."""
         tensors = (tensor for piece in pieces for tensor in owned[piece.storage.data_ptr()])
-        deferral = Deferral(target, pieces, tensors)
+        deferral = Deferral(target, pieces, tensors, kept)
         if self._on_step is None:
             self._on_step = register_optimizer_step_pre_hook(self._before_step)
         self._on_load += [
@@ -180,22 +192,13 @@ class Barrier:
         return closure_and_barrier
 
 
-Owned = Mapping[int, Sequence[torch.Tensor]]
-"""Tensors by the address of their storage."""
-
-
-def deferrable(pieces: Iterable[Piece], owned: Owned) -> Iterator[bool]:
-    """Tell of each piece whether its copy can wait: it is an optimizer's, and large enough to be worth it."""
-    for piece in pieces:
-        yield piece.storage.nbytes() >= SMALL_BYTES and piece.storage.data_ptr() in owned
-
-
-def version(tensor: torch.Tensor) -> int:
-    """Return how often a tensor was changed in place, but for changes through ``.data`` and by fused kernels.
-
-    The counter that autograd checks saved tensors by (PyTorch notes, "Autograd mechanics"); it has no public name.
-    """
-    return tensor._version  # noqa: SLF001 - see above; tests/contract holds it to its meaning
+def _by_address(tensors: Iterable[torch.Tensor]) -> Owned:
+    found: dict[int, list[torch.Tensor]] = {}
+    for tensor in tensors:
+        if tensor.layout is torch.strided and not tensor.is_inference():
+            found.setdefault(tensor.untyped_storage().data_ptr(), []).append(tensor)
+    found.pop(0, None)
+    return found
 
 
 class _LoadHook:

@@ -85,6 +85,11 @@ def _pointer(data: memoryview) -> ctypes.Array[ctypes.c_char] | bytes:
     return bytes(data) if data.readonly else (ctypes.c_char * len(data)).from_buffer(data)
 
 
+def bytes_at(address: int, size_bytes: int) -> memoryview:
+    """Return the bytes at an address, without a copy; whoever owns them keeps them alive."""
+    return memoryview((ctypes.c_char * size_bytes).from_address(address)).cast("B")
+
+
 def available_bytes(proc: Path = Path("/proc")) -> int:
     """Return how much memory this process may still take: what the machine has left, and what its cgroups allow."""
     return max(0, min([_machine_bytes(proc), *cgroup.left_bytes(proc)]))

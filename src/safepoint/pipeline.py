@@ -22,12 +22,13 @@ import torch
 from safepoint.capture import Capture, capture
 from safepoint.deferral import Barrier, Live
 from safepoint.errors import ConfigurationError
+from safepoint.frozen import Frozen
 from safepoint.image import Layout, lay_out
 from safepoint.ledger import Ledger, Proposal
 from safepoint.manifest import FORMAT_VERSION, Blob, Manifest, Position, encoded_history
 from safepoint.records import Fate, Metrics, Record, encoded_metrics
 from safepoint.sealing import Seal
-from safepoint.staging import Pool, Staged, StagedLive, stage, stage_deferred
+from safepoint.staging import Pool, Staged, StagedLive, Stager
 from safepoint.stores import Store
 from safepoint.stores.local import LocalStore
 from safepoint.when import positive_count
@@ -112,6 +113,7 @@ class Pipeline:
         self.books: list[Book] = []
         self._pool = Pool(options.max_images, options.max_host_bytes)
         self._barrier = Barrier()
+        self._stager = Stager(self._pool, self._barrier, Frozen())
         self._writer = Writer(store or LocalStore(directory))
         self._said_that_it_streams = False
         self._under_way: deque[tuple[Part, ...]] = deque()  # of the jobs queued, in their order
@@ -183,9 +185,8 @@ class Pipeline:
             self._say_that_it_streams(layout.body_bytes)
             return StagedLive(captured, layout), waited_s
         try:
-            if self.options.staging == "deferred":
-                return stage_deferred(image, self._pool, captured, layout, self._barrier, live), waited_s
-            return stage(image, self._pool, captured, layout), waited_s
+            deferred = self.options.staging == "deferred"
+            return self._stager.stage(image, captured, layout, live, deferred=deferred), waited_s
         except BaseException:
             self._pool.release(image)
             raise

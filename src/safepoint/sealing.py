@@ -6,18 +6,33 @@ before it is handed on. Knows bytes; knows no tensor, no store and no thread.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Protocol
 
 import msgspec
 
 from safepoint import image
 from safepoint.checksums import Checksums, checksums
-from safepoint.image import Entry, Layout
+from safepoint.image import ALIGNMENT_BYTES, Entry, Layout
 from safepoint.manifest import Blob, Manifest, encode
+from safepoint.stores import Chunk, Unchanged
 
 SLAB_BYTES = 32 << 20
 _UNKNOWN = "0" * 32
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """Where a storage of ``size_bytes`` lies in an older, durable checkpoint, as far as is known."""
+
+    source: str
+    offset: int
+    size_bytes: int
+
+
+NOTHING_KNOWN: Mapping[int, Known] = MappingProxyType({})
 
 
 class Slabs(Protocol):
@@ -42,15 +57,19 @@ class Seal:
             layout.pickle.size_bytes, [entry.size_bytes for entry in layout.storages], self._manifest_bytes
         )
         self._sums: dict[str, Checksums] = {}
+        self._sums_at: dict[int, Checksums] = {}
         unsummed = dict.fromkeys((entry.name for entry in self.layout.entries), 0)
         self.size_bytes = self.layout.manifest.end + len(image.directory(self.layout, unsummed))
 
-    def digest(self, entry: Entry) -> str:
-        """Return the digest of an entry whose data has been handed on."""
-        return self._sums[entry.name].digest
+    def digest_at(self, offset: int) -> str:
+        """Return the digest of the storage whose data begins at ``offset``, once that has been handed on."""
+        return self._sums_at[offset].digest
 
-    def chunks(self, staged: Slabs) -> Iterator[memoryview | bytes]:
-        """Yield the file, from its beginning to its end: the slabs of ``staged``, completed in place, and the rest."""
+    def chunks(self, staged: Slabs, known: Mapping[int, Known] = NOTHING_KNOWN) -> Iterator[Chunk]:
+        """Yield the file, from its beginning to its end: the slabs of ``staged``, completed in place, and the rest.
+
+        ``known``: which storages, by their offset, an older checkpoint has.
+        """
         parts, body_bytes = self._parts(), self.layout.body_bytes
         part = next(parts)
         for start in range(0, body_bytes, SLAB_BYTES):
@@ -61,7 +80,7 @@ class Seal:
                 if part.end > end:  # the rest of it is in the next slab
                     break
                 part = next(parts, _Part(body_bytes, body_bytes))
-            yield slab
+            yield from _cut(slab, start, known)
         yield self._tail()
 
     def _parts(self) -> Iterator[_Part]:
@@ -75,6 +94,7 @@ class Seal:
                 sums.update(constants[entry.name])
                 yield _Frame(entry.data_offset, constants[entry.name])
             elif entry.size_bytes:
+                self._sums_at[entry.data_offset] = sums
                 yield _Data(entry.data_offset, data_end, sums)
             if entry.size_bytes:
                 yield _Frame(data_end, image.descriptor(entry, sums.crc))
@@ -85,8 +105,8 @@ class Seal:
         manifest = encode(
             msgspec.structs.replace(
                 self._draft,
-                pickle=_blob(layout.pickle, self.digest(layout.pickle)),
-                storages=tuple(_blob(entry, self.digest(entry)) for entry in layout.storages),
+                pickle=_blob(layout.pickle, self._sums[layout.pickle.name].digest),
+                storages=tuple(_blob(entry, self._sums[entry.name].digest) for entry in layout.storages),
             )
         )
         crcs = {name: sums.crc for name, sums in self._sums.items()}
@@ -125,6 +145,18 @@ class _Data(_Part):
 
     def pass_through(self, slab: memoryview, start: int, end: int) -> None:
         self._sums.update(slab[max(self.offset, start) - start : min(self.end, end) - start])
+
+
+def _cut(slab: memoryview, start: int, known: Mapping[int, Known]) -> Iterator[Chunk]:
+    """Yield ``slab`` whole, or in pieces of whole pages: those that an older checkpoint has, and those between them."""
+    done, end = start, start + len(slab)
+    for offset, place in known.items():
+        first, last = max(offset, start), min(offset + place.size_bytes, end) // ALIGNMENT_BYTES * ALIGNMENT_BYTES
+        if first < last:
+            yield slab[done - start : first - start]
+            yield Unchanged(slab[first - start : last - start], place.source, place.offset + first - offset)
+            done = last
+    yield slab[done - start :]
 
 
 def _blob(entry: Entry, digest: str) -> Blob:

@@ -12,19 +12,20 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import torch
 
 from safepoint.background import Background
 from safepoint.capture import Capture
-from safepoint.deferral import Barrier, Deferral, Live, deferrable
+from safepoint.deferral import Barrier, Deferral, Live
+from safepoint.frozen import Frozen, Held, take_in, unchanged
 from safepoint.image import ALIGNMENT_BYTES, Layout
 from safepoint.memory import available_bytes
-from safepoint.sealing import SLAB_BYTES
-from safepoint.transfer import HostBuffer, Piece, tensors_in
+from safepoint.sealing import SLAB_BYTES, Known
+from safepoint.transfer import SMALL_BYTES, HostBuffer, Piece, tensors_in
 
 logger = logging.getLogger("safepoint")
 
@@ -40,6 +41,15 @@ class Staged(Protocol):
 
     def slab(self, start: int, end: int) -> memoryview:
         """See ``sealing.Slabs``."""
+
+    def sealed(self, digest_at: Callable[[int], str]) -> None:
+        """Take in the digest of each storage, by its offset, before the file gets its name; raise if one is wrong."""
+
+    def durable(self, name: str) -> None:
+        """Take in that all of it is durable as ``name``."""
+
+    def known_at(self) -> Mapping[int, Known]:
+        """Return which storages are in an older checkpoint already, as far as is known, by their offset."""
 
     def release(self) -> None:
         """Give the memory back; the state is not needed any more."""
@@ -58,6 +68,7 @@ class Image:
 
     def __init__(self, size_bytes: int) -> None:
         self.buffer = HostBuffer(size_bytes + size_bytes // 16)
+        self.held: Held = {}
         self._asked_bytes = size_bytes
         self._pinned = False
 
@@ -174,11 +185,16 @@ class Pool:
 
 @dataclass(slots=True, eq=False)
 class StagedImage:
-    """A state in an image of ``pool``, or on its way there."""
+    """A state in an image of ``pool``, or on its way there.
+
+    ``looked_at`` are its frozen parameters, ``kept`` those of them that the image held already.
+    """
 
     image: Image
     pool: Pool
     copied_at_s: float
+    looked_at: Held = field(default_factory=dict)
+    kept: Held = field(default_factory=dict)
     deferral: Deferral | None = None
 
     def wait(self) -> None:
@@ -189,6 +205,21 @@ class StagedImage:
     def slab(self, start: int, end: int) -> memoryview:
         """See ``sealing.Slabs``."""
         return self.image.buffer.memory.view(start, end - start)
+
+    def sealed(self, digest_at: Callable[[int], str]) -> None:
+        """See ``Staged``."""
+        take_in(self.looked_at, self.kept, digest_at)
+        self.image.held = self.looked_at
+
+    def durable(self, name: str) -> None:
+        """See ``Staged``."""
+        for offset, sighting in self.looked_at.items():
+            sighting.source, sighting.offset = name, offset
+
+    def known_at(self) -> Mapping[int, Known]:
+        """See ``Staged``."""
+        steady = {offset: seen for offset, seen in self.looked_at.items() if seen.is_steady and seen.source}
+        return {offset: Known(seen.source, seen.offset, seen.storage.nbytes()) for offset, seen in steady.items()}
 
     def release(self) -> None:
         """See ``Staged``."""
@@ -240,6 +271,16 @@ class StagedLive:
         self.staged_at_s = time.perf_counter()
         return view
 
+    def sealed(self, digest_at: Callable[[int], str]) -> None:
+        """See ``Staged``; nothing is remembered."""
+
+    def durable(self, name: str) -> None:
+        """See ``Staged``; nothing is remembered."""
+
+    def known_at(self) -> Mapping[int, Known]:
+        """See ``Staged``."""
+        return {}
+
     def release(self) -> None:
         """See ``Staged``."""
         self._pieces = []
@@ -256,24 +297,36 @@ def image_bytes(state: object) -> int:
     return sum(size_bytes + 2 * ALIGNMENT_BYTES for size_bytes in storages.values()) + (1 << 20)
 
 
-def stage(image: Image, pool: Pool, captured: Capture, layout: Layout) -> StagedImage:
-    """Copy the state into ``image``; return when all of it is there."""
-    _put_pickle(image, captured, layout)
-    image.buffer.copy_in(_pieces(captured, layout))
-    return StagedImage(image, pool, time.perf_counter())
+@dataclass(frozen=True, slots=True)
+class Stager:
+    """What copying states into the images of one pipeline takes."""
 
+    pool: Pool
+    barrier: Barrier
+    frozen: Frozen
 
-def stage_deferred(
-    image: Image, pool: Pool, captured: Capture, layout: Layout, barrier: Barrier, live: Live
-) -> StagedImage:
-    """Copy into ``image`` what training may change at any time; return with the rest under way behind ``barrier``."""
-    pieces, owned = _pieces(captured, layout), live.owned()
-    can_wait = list(deferrable(pieces, owned))
-    _put_pickle(image, captured, layout)
-    image.buffer.copy_in([piece for piece, waits in zip(pieces, can_wait, strict=True) if not waits])
-    later = [piece for piece, waits in zip(pieces, can_wait, strict=True) if waits]
-    deferral = barrier.defer(image.buffer, later, live, owned) if later else None
-    return StagedImage(image, pool, time.perf_counter(), deferral)
+    def stage(self, image: Image, captured: Capture, layout: Layout, live: Live, *, deferred: bool) -> StagedImage:
+        """Copy the state into ``image``; return when all of it is there.
+
+        ``deferred``: when what training may change at any time is there, with the rest under way behind the barrier.
+        """
+        pieces, owned = _pieces(captured, layout), live.owned()
+        resting = live.frozen(owned)
+        looked_at = self.frozen.look(pieces, resting)
+        kept = unchanged(looked_at, image.held)
+        if not deferred:
+            kept = {offset: sighting for offset, sighting in kept.items() if sighting.is_live()}
+        image.held = {}
+        _put_pickle(image, captured, layout)
+        may_wait = {**owned, **resting} if deferred else {}
+        moving = [piece for piece in pieces if piece.offset not in kept]
+        later = [p for p in moving if p.storage.data_ptr() in may_wait and p.storage.nbytes() >= SMALL_BYTES]
+        waiting = {piece.offset for piece in later}
+        image.buffer.copy_in([piece for piece in moving if piece.offset not in waiting])
+        deferral = None
+        if deferred and (later or kept):
+            deferral = self.barrier.defer(image.buffer, later, live, may_wait, list(kept.values()))
+        return StagedImage(image, self.pool, time.perf_counter(), looked_at, kept, deferral)
 
 
 def _put_pickle(image: Image, captured: Capture, layout: Layout) -> None:

@@ -17,6 +17,8 @@ from safepoint import memory
 from safepoint.memory import HostMemory
 
 SMALL_BYTES = 64 << 10
+Owned = Mapping[int, Sequence[torch.Tensor]]
+"""Tensors by the address of their storage."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +113,14 @@ def tensors_in(value: object) -> Iterator[torch.Tensor]:
     elif isinstance(value, list | tuple):
         for item in value:
             yield from tensors_in(item)
+
+
+def version(tensor: torch.Tensor) -> int:
+    """Return how often a tensor was changed in place, but for changes through ``.data`` and by fused kernels.
+
+    The counter that autograd checks saved tensors by (PyTorch notes, "Autograd mechanics"); it has no public name.
+    """
+    return tensor._version  # noqa: SLF001 - see above; a contract test holds it to its meaning
 
 
 def as_bytes(storage: torch.UntypedStorage) -> torch.Tensor:

@@ -18,7 +18,7 @@ from safepoint.background import Background
 from safepoint.records import SaveStats
 from safepoint.sealing import Seal
 from safepoint.staging import Staged
-from safepoint.stores import Store
+from safepoint.stores import Chunk, Store
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,19 +150,21 @@ class Writer:
         staged, seal, names, asked = job.staged, job.seal, job.names, job.asked
         written_at_s = 0.0
 
-        def chunks() -> Iterator[memoryview | bytes]:
+        def chunks() -> Iterator[Chunk]:
             nonlocal written_at_s
-            yield from seal.chunks(staged)
+            yield from seal.chunks(staged, staged.known_at())
+            staged.sealed(seal.digest_at)  # an error here, as any in the chunks, leaves nothing of the file
             written_at_s = time.perf_counter()
 
         staged.wait()
-        self._store.write(names.name, chunks(), seal.size_bytes, replace=names.replace)
+        written_bytes = self._store.write(names.name, chunks(), seal.size_bytes, replace=names.replace)
+        staged.durable(names.name)
         self._give_names(job)
         return SaveStats(
             path=job.path,
             step=job.step,
             size_bytes=seal.size_bytes,
-            written_bytes=seal.size_bytes,
+            written_bytes=written_bytes,
             waited_s=asked.waited_s,
             stalled_s=asked.stalled_s + staged.stalled_s,
             staged_s=staged.staged_at_s - asked.began_s,

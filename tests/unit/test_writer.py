@@ -15,14 +15,16 @@ from torch.utils.serialization import config
 
 from safepoint import keep, verify
 from safepoint.capture import capture
+from safepoint.deferral import Barrier, Live
 from safepoint.errors import CaptureError, SaveError
+from safepoint.frozen import Frozen
 from safepoint.image import lay_out
 from safepoint.keep import PreservationPolicy
 from safepoint.manifest import Blob, Manifest
 from safepoint.pipeline import Options, Pipeline, Snapshot
 from safepoint.run import Run
 from safepoint.sealing import Seal
-from safepoint.staging import Pool, stage
+from safepoint.staging import Pool, Stager
 from safepoint.stores.memory import MemoryStore
 from safepoint.transfer import HostBuffer
 from safepoint.writer import Asked, Job, Names, Outcome, Writer
@@ -60,7 +62,8 @@ class Bench:
         )
         image = self.pool.acquire(layout.body_bytes)
         assert image is not None
-        staged = stage(image, self.pool, captured, layout)
+        stager = Stager(self.pool, Barrier(), Frozen())
+        staged = stager.stage(image, captured, layout, Live(), deferred=False)
         seal = Seal(layout, manifest)
         return Job(staged, seal, Path(name), 1, names or Names(name), Asked(0.0), remove)
 
