@@ -26,6 +26,7 @@ from safepoint.frozen import Frozen
 from safepoint.image import Layout, lay_out
 from safepoint.ledger import Ledger, Proposal
 from safepoint.manifest import FORMAT_VERSION, Blob, Manifest, Position, encoded_history
+from safepoint.progress import wait_and_show
 from safepoint.records import Fate, Metrics, Record, encoded_metrics
 from safepoint.sealing import Seal
 from safepoint.staging import Pool, Staged, StagedLive, Stager
@@ -216,7 +217,7 @@ class Pipeline:
     def wait(self) -> None:
         """Return when everything queued has ended, and every book knows."""
         self._barrier.release()
-        self._writer.wait()
+        wait_and_show(self._writer)
         self.drain()
 
     def close(self) -> None:

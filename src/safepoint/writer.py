@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Iterator
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -100,11 +100,16 @@ class Writer:
         self._store = store
         self._thread = Background("writer")
         self._futures: deque[Future[Outcome]] = deque()
+        self._queued_bytes = 0  # since the queue was empty; the training thread's
+        self._done_bytes = 0  # of these; the writer thread's
         self._failures = 0  # the writer thread's
         self._failures_told = 0  # the training thread's
 
     def submit(self, job: Job) -> None:
         """Queue ``job``; what it is staged in belongs to the writer from now on."""
+        if all(future.done() for future in self._futures):
+            self._queued_bytes = self._done_bytes = 0
+        self._queued_bytes += job.seal.size_bytes
         self._futures.append(self._thread.submit(self._run, job, self._failures_told))
 
     def outcomes(self) -> Iterator[Outcome]:
@@ -125,10 +130,13 @@ class Writer:
         """Whether ``outcomes`` has told of every job."""
         return not self._futures
 
-    def wait(self) -> None:
-        """Return when every job has ended; ``outcomes`` tells how."""
-        for future in tuple(self._futures):
-            future.result()
+    def wait(self, timeout_s: float | None = None) -> bool:
+        """Return whether every job has ended, after ``timeout_s`` at the latest; ``outcomes`` tells how."""
+        return not wait(self._futures, timeout_s).not_done
+
+    def progress(self) -> tuple[int, int]:
+        """Return how many bytes are with the store, of how many; both since there was nothing to do."""
+        return self._done_bytes, self._queued_bytes
 
     def close(self) -> None:
         """Wait, and end the thread; the next ``submit`` starts another."""
@@ -152,7 +160,9 @@ class Writer:
 
         def chunks() -> Iterator[Chunk]:
             nonlocal written_at_s
-            yield from seal.chunks(staged, staged.known_at())
+            for chunk in seal.chunks(staged, staged.known_at()):
+                yield chunk
+                self._done_bytes += len(chunk)
             staged.sealed(seal.digest_at)  # an error here, as any in the chunks, leaves nothing of the file
             written_at_s = time.perf_counter()
 

@@ -25,7 +25,7 @@ LEVELS = (
     ("frozen", "sealing"),
     ("deferral", "restore", "catalog"),
     ("staging",),
-    ("writer",),
+    ("writer", "progress"),
     ("pipeline",),
     ("run",),
     ("checkpointer",),

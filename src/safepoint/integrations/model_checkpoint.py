@@ -28,6 +28,7 @@ from safepoint.ledger import Ledger
 from safepoint.pipeline import OnError, Options, Staging
 from safepoint.records import Decision, Event, EventKind, Save, ScheduleState
 from safepoint.run import Run
+from safepoint.staging import image_bytes
 from safepoint.stores.local import check_directory
 
 _NOWHERE = (-1, -1, -1)
@@ -38,8 +39,10 @@ class ModelCheckpointBody(Saving):
     """Lightning's ``ModelCheckpoint`` on Safepoint: every argument means what it means there.
 
     Besides, by keyword: ``staging``, ``blocking`` (each save is durable when its hook returns), ``max_images``,
-    ``max_host_bytes`` and ``on_error`` as for ``Checkpointer``. Files become durable in the background, in order, and
-    at the latest when ``fit`` returns; a superseded file goes only after its successor is durable.
+    ``max_host_bytes`` and ``on_error`` as for ``Checkpointer``; ``log_stats``: the loggers get what each save cost, as
+    ``checkpoint/stalled_s``, ``checkpoint/committed_s`` and so on (see ``SaveStats``). Files become durable in the
+    background, in order, and at the latest when ``fit`` returns; a superseded file goes only after its successor is
+    durable.
     """
 
     def __init__(
@@ -65,7 +68,9 @@ class ModelCheckpointBody(Saving):
         max_images: int = 2,
         max_host_bytes: int | None = None,
         on_error: OnError = "raise",
+        log_stats: bool = False,
     ) -> None:
+        self._log_stats = log_stats
         self._options = Options(staging, blocking, max_images, max_host_bytes, on_error)
         with self._in_the_frameworks_words():
             self._options.check("ModelCheckpoint")
@@ -111,6 +116,7 @@ class ModelCheckpointBody(Saving):
         self._plugin_named = False
         self._has_validated = False
         self._told: set[str] = set()
+        self._has_memory = False
         self._validated_at = -1
         self._validation_metrics: frozenset[str] = frozenset()
         self._logged_before_validation: frozenset[str] | None = None
@@ -131,6 +137,7 @@ class ModelCheckpointBody(Saving):
             if self.save_top_k != 0 and directory.is_dir() and any(directory.iterdir()):
                 self.framework.warn(f"Checkpoint directory {self.dirpath} exists and is not empty.")
         if self._run is None:
+            self._has_memory = False
             self._run = Run(self._exchange.pipeline(directory, self._options))
             if self._carried is not None:
                 self._run.adopt(*self._carried)
@@ -141,6 +148,8 @@ class ModelCheckpointBody(Saving):
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:  # noqa: ARG002
         """Save if ``every_n_train_steps`` or ``train_time_interval`` is due."""
+        if not self._has_memory and trainer.global_step:
+            self._prepare_memory(trainer)
         self._at_step(trainer)
         if self._exchange.requests:
             self._write_requests(trainer, "on_train_batch_end", trains_on=_trains_on(trainer, batch_idx))
@@ -384,6 +393,15 @@ class ModelCheckpointBody(Saving):
                 "(measured_at). To rank by a checkpoint's own metric, save at validation's end: leave "
                 "every_n_train_steps and train_time_interval out.",
             )
+
+    def _prepare_memory(self, trainer: Any) -> None:
+        """Have memory ready before the first save; after a first step the optimizers have their state."""
+        self._has_memory = True
+        if self._run is None or not trainer.is_global_zero or not (self.save_top_k or self.save_last):
+            return
+        module, optimizers = trainer.lightning_module, () if self.save_weights_only else trainer.optimizers
+        state = (*module.parameters(), *module.buffers(), *(list(o.state.values()) for o in optimizers))
+        self._run.pipeline.prepare(image_bytes(state))
 
     def _warn_once(self, what: str, message: str) -> None:
         if what not in self._told:

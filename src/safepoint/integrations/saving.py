@@ -42,6 +42,16 @@ _SHOWN = (
     "kth_value",
     "last_model_path",
 )
+_COSTS = (
+    "size_bytes",
+    "written_bytes",
+    "waited_s",
+    "stalled_s",
+    "staged_s",
+    "written_s",
+    "committed_s",
+    "megabytes_per_s",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +117,7 @@ class Saving:
     _durable_last: str
     _lasts: dict[str, str]
     _untold: int
+    _log_stats: bool
     _plugin_named: bool
     _validated_at: int
     _validation_metrics: frozenset[str]
@@ -351,10 +362,20 @@ class Saving:
         if settled.failed:
             self._show(self._runs.ledger.records)
             self.last_model_path = self._durable_last
+        self._tell_costs(trainer, settled)
         self._untold += len(settled.durable)
         if self._runs.idle:
             self._notify(trainer)
         self._runs.report(settled)
+
+    def _tell_costs(self, trainer: Any, settled: Settled) -> None:
+        for stats in settled.stats:
+            if self.verbose:
+                self.framework.info(str(stats))
+            if self._log_stats and trainer.is_global_zero:
+                costs = {f"checkpoint/{name}": float(getattr(stats, name)) for name in _COSTS}
+                for logger in trainer.loggers:
+                    logger.log_metrics(costs, step=stats.step)
 
     def _notify(self, trainer: Any) -> None:
         """Tell the loggers, once for each checkpoint that has become durable."""

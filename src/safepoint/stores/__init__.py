@@ -21,6 +21,10 @@ class Unchanged:
     source: str
     offset: int
 
+    def __len__(self) -> int:
+        """Return the number of bytes."""
+        return len(self.data)
+
 
 Chunk = bytes | memoryview | Unchanged
 
