@@ -6,12 +6,17 @@ Knows torch and pickle; knows no file and no policy.
 
 from __future__ import annotations
 
+import copyreg
+import functools
+import gc
 import io
 import pickle
 import random
 import sys
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,7 +31,12 @@ PICKLE_PROTOCOL = 2
 
 @dataclass(frozen=True, slots=True)
 class Capture:
-    """A state: its pickle, the live storages that it refers to by number, and the tensors found in it by path."""
+    """A state: its pickle, the live storages that it refers to by number, and the tensors found in it by path.
+
+    The storages are the very objects that ``Tensor.untyped_storage()`` returns. Tensors are listed where their dtype,
+    shape, offset and strides tell all of their bytes: not those that are conjugated, negated, quantised, sparse, nested
+    or on the meta device, nor wrappers of other tensors.
+    """
 
     pickle: bytes
     storages: tuple[torch.UntypedStorage, ...]
@@ -37,134 +47,284 @@ def capture(state: object) -> Capture:
     """Return ``state`` as ``torch.save`` would store it; tensors that share a storage go on sharing it.
 
     Raises:
-        CaptureError: something in the state cannot be pickled, or one storage is viewed as two dtypes.
+        CaptureError: something in the state cannot be saved, or could not be loaded; the message says where it is.
 
     """
-    buffer = io.BytesIO()
-    pickler = _Pickler(buffer)
+    with _collector_paused():
+        try:
+            pickler = _pickled(state)
+        except MemoryError:
+            raise
+        except Exception as error:  # a __reduce__ or __getstate__ in the state raises what it likes
+            raise _refusal(state, error) from error
+        found = pickler.found
+        return Capture(pickler.buffer.getvalue(), tuple(found.storages), tuple(_described(state, found)))
+
+
+@contextmanager
+def _collector_paused() -> Iterator[None]:
+    """Keep Python from looking for garbage: the pickler makes many objects, and none of them is garbage yet."""
+    enabled = gc.isenabled()
+    gc.disable()
     try:
-        with warnings.catch_warnings():
-            # Tensors still hand TypedStorage to every pickler, torch.save's own included.
-            warnings.filterwarnings("ignore", "TypedStorage is deprecated", UserWarning)
-            pickler.dump(state)
-    except (CaptureError, MemoryError):
-        raise
-    except Exception as error:  # a __reduce__ or __getstate__ in the state raises what it likes
-        raise CaptureError(
-            f"{_culprit(state)} cannot be pickled: {error}. Take it out of the state, or give it a state_dict()."
-        ) from error
-    return Capture(buffer.getvalue(), tuple(pickler.storages), tuple(_described(state, pickler.keys)))
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
-def _culprit(state: object) -> str:
-    """Return the path of the innermost entry of ``state`` that cannot be pickled, or is nested too deep for it."""
-    path = "the state"
+def _pickled(value: object) -> _Pickler:
+    """Return the pickler that has pickled ``value``; it keeps alive what it met, and so the identities noted."""
+    pickler = _Pickler()
+    with warnings.catch_warnings():
+        # Tensors still hand TypedStorage to every pickler, torch.save's own included.
+        warnings.filterwarnings("ignore", "TypedStorage is deprecated", UserWarning)
+        pickler.dump(value)
+    return pickler
+
+
+def _refusal(state: object, error: Exception) -> CaptureError:
+    path, culprit = _culprit(state)
+    subject = f"{path} ({type(culprit).__name__})"
+    if isinstance(error, CaptureError):
+        return CaptureError(f"{subject} {error}")
+    return CaptureError(f"{subject} cannot be pickled: {error}. Take it out of the state, or give it a state_dict().")
+
+
+def _culprit(state: object) -> tuple[str, object]:
+    """Return the innermost entry of ``state`` that cannot be pickled, or is nested too deep for it, and its path."""
+    path, seen = "state", {id(state)}
     while True:
         for key, value in _entries(state):
-            error = _failure(value)
+            error = None if id(value) in seen else _failure(value)
             if error is not None:
                 state, path = value, f"{path}[{key!r}]"
+                seen.add(id(value))
                 break
         else:
-            return path
+            return path, state
         if isinstance(error, RecursionError):
-            return path
+            return path, state
 
 
 def _entries(value: object) -> Iterable[tuple[object, object]]:
-    if isinstance(value, Mapping):
+    """Return the entries of what is pickled as the sum of its entries."""
+    if isinstance(value, dict):
         return value.items()
     return enumerate(value) if isinstance(value, list | tuple) else ()
 
 
 def _failure(value: object) -> Exception | None:
     try:
-        _Pickler(io.BytesIO()).dump(value)
+        _pickled(value)
     except Exception as error:  # noqa: BLE001 - as in capture
         return error
     return None
 
 
-class _Pickler(pickle.Pickler):
-    """Write storages by number; the tuple that stands for one is the format of ``torch.serialization``."""
+@dataclass(slots=True)
+class _Reference:
+    """What stands in a pickle for a storage: the tuple is the format of ``torch.serialization``."""
 
-    def __init__(self, file: io.BytesIO) -> None:
-        super().__init__(file, protocol=PICKLE_PROTOCOL)
-        self.storages: list[torch.UntypedStorage] = []
-        # A storage's Python object is one and the same for all tensors on it for as long as it is referenced.
-        self.keys: dict[int, int] = {}
-        self._dtypes: dict[int, torch.dtype] = {}
+    fields: tuple[str, type, str, str, int]
+
+
+class _Pickler(pickle.Pickler):
+    """Write storages by number, and have the tensors on them noted."""
+
+    def __init__(self) -> None:
+        self.buffer = io.BytesIO()
+        super().__init__(self.buffer, protocol=PICKLE_PROTOCOL)
+        self.found = _Found()
+        self.dispatch_table = {
+            torch.Tensor: self.found.reduced,
+            torch.nn.Parameter: self.found.reduced_parameter,
+            **_refused(),
+            **copyreg.dispatch_table,
+        }
 
     def persistent_id(self, obj: object) -> tuple[str, type, str, str, int] | None:
-        """Return torch's reference to a storage, or ``None`` for everything else."""
-        if isinstance(obj, torch.TypedStorage):
-            untyped: torch.UntypedStorage = obj.untyped()  # type: ignore[no-untyped-call]
-            dtype = obj.dtype
-            kind, length = _legacy_storage_type(dtype), untyped.nbytes() // dtype.itemsize
-        elif isinstance(obj, torch.UntypedStorage):
-            untyped, dtype = obj, torch.uint8
-            kind, length = torch.UntypedStorage, obj.nbytes()
-        else:
+        """Return torch's reference to a storage, or ``None`` for everything else; called for every object."""
+        if type(obj) not in _STORAGES:
             return None
-        self._check_dtype(untyped, dtype)
-        key = self.keys.setdefault(id(untyped), len(self.storages))
-        if key == len(self.storages):
-            self.storages.append(untyped)
-        return ("storage", kind, str(key), torch.serialization.location_tag(untyped), length)
+        if isinstance(obj, _Reference):
+            return obj.fields
+        if isinstance(obj, torch.TypedStorage):
+            return self.found.reference(obj.untyped(), obj.dtype)  # type: ignore[no-untyped-call]
+        if isinstance(obj, torch.UntypedStorage):
+            return self.found.untyped_reference(obj)
+        return None
 
-    def _check_dtype(self, storage: torch.UntypedStorage, dtype: torch.dtype) -> None:
-        if storage.device.type == "meta" or not storage.data_ptr():
-            return
-        if self._dtypes.setdefault(storage.data_ptr(), dtype) != dtype:
+
+_STORAGES = frozenset({_Reference, torch.TypedStorage, torch.UntypedStorage})
+
+_STORAGE_TYPES: dict[torch.dtype, type] = {
+    torch.float64: torch.DoubleStorage, torch.float32: torch.FloatStorage, torch.float16: torch.HalfStorage,
+    torch.bfloat16: torch.BFloat16Storage, torch.int64: torch.LongStorage, torch.int32: torch.IntStorage,
+    torch.int16: torch.ShortStorage, torch.int8: torch.CharStorage, torch.uint8: torch.ByteStorage,
+    torch.bool: torch.BoolStorage, torch.complex64: torch.ComplexFloatStorage,
+    torch.complex128: torch.ComplexDoubleStorage, torch.qint8: torch.QInt8Storage, torch.quint8: torch.QUInt8Storage,
+    torch.qint32: torch.QInt32Storage, torch.quint4x2: torch.QUInt4x2Storage, torch.quint2x4: torch.QUInt2x4Storage,
+}  # fmt: skip
+"""The classes that name a dtype in torch's files; newer dtypes have none, and their tensors need none."""
+
+
+def _reduced(tensor: torch.Tensor) -> tuple[Any, ...]:
+    """Return torch's own recipe for ``tensor``: a function, and what to call it with."""
+    recipe: tuple[Any, ...] = tensor.__reduce_ex__(PICKLE_PROTOCOL)  # type: ignore[no-untyped-call]
+    return recipe
+
+
+# How torch puts a tensor back on its storage: one way for the dtypes above, one for the newer ones.
+_REBUILD = _reduced(torch.empty(0))[0]
+_REBUILD_NEWER = _reduced(torch.empty(0, dtype=torch.uint16))[0]
+
+
+class _Found:
+    """The storages met, numbered in the order of their first appearance, and where on them which tensor lies."""
+
+    def __init__(self) -> None:
+        self.storages: list[torch.UntypedStorage] = []
+        # A storage's Python object is one and the same for all tensors on it for as long as it is referenced.
+        self._keys: dict[int, str] = {}
+        self._dtypes: dict[int, torch.dtype] = {}
+        self._places: dict[int, tuple[Any, ...]] = {}
+        self._data_of: dict[int, int] = {}
+
+    def reference(self, storage: torch.UntypedStorage, dtype: torch.dtype) -> tuple[str, type, str, str, int]:
+        """Return torch's reference to ``storage`` as one of ``dtype``."""
+        kind = _STORAGE_TYPES.get(dtype)
+        if kind is None:
+            raise CaptureError(f"is of {dtype}, which torch cannot save: convert it to another dtype.")
+        return self._reference(storage, dtype, kind, storage.nbytes() // dtype.itemsize)
+
+    def untyped_reference(self, storage: torch.UntypedStorage) -> tuple[str, type, str, str, int]:
+        """Return torch's reference to ``storage`` as mere bytes."""
+        return self._reference(storage, torch.uint8, torch.UntypedStorage, storage.nbytes())
+
+    def _reference(
+        self, storage: torch.UntypedStorage, dtype: torch.dtype, kind: type, length: int
+    ) -> tuple[str, type, str, str, int]:
+        location = torch.serialization.location_tag(storage)
+        if location == "meta":
+            raise CaptureError("is a storage on the meta device, which holds no data: take it out of the state.")
+        pointer = storage.data_ptr()
+        if pointer and (other := self._dtypes.setdefault(pointer, dtype)) != dtype:
             raise CaptureError(
-                f"one storage is viewed both as {self._dtypes[storage.data_ptr()]} and as {dtype}, which no "
-                "PyTorch checkpoint can hold: clone() one of the two tensors."
+                f"holds one storage both as {other} and as {dtype}, which no PyTorch checkpoint can: clone() one of "
+                "the two tensors."
             )
+        return ("storage", kind, self._key(storage), location, length)
 
-
-def _legacy_storage_type(dtype: torch.dtype) -> type:
-    """Return the class that names ``dtype`` in torch's files; newer dtypes have none, and their tensors need none."""
-    name = {
-        torch.float64: "DoubleStorage", torch.float32: "FloatStorage", torch.float16: "HalfStorage",
-        torch.bfloat16: "BFloat16Storage", torch.int64: "LongStorage", torch.int32: "IntStorage",
-        torch.int16: "ShortStorage", torch.int8: "CharStorage", torch.uint8: "ByteStorage", torch.bool: "BoolStorage",
-        torch.complex64: "ComplexFloatStorage", torch.complex128: "ComplexDoubleStorage",
-        torch.qint8: "QInt8Storage", torch.quint8: "QUInt8Storage", torch.qint32: "QInt32Storage",
-        torch.quint4x2: "QUInt4x2Storage", torch.quint2x4: "QUInt2x4Storage",
-    }.get(dtype)  # fmt: skip
-    if name is None:
-        raise CaptureError(f"torch has no storage class for {dtype}: convert that tensor to another dtype.")
-    found: type = getattr(torch, name)
-    return found
-
-
-def _described(state: object, keys: Mapping[int, int]) -> Iterator[Tensor]:
-    for path, tensor in _tensors(state, ()):
-        if tensor.layout is not torch.strided or tensor.device.type == "meta":
-            continue
-        key = keys.get(id(tensor.untyped_storage()))
+    def _key(self, storage: torch.UntypedStorage) -> str:
+        key = self._keys.get(id(storage))
         if key is None:
-            continue
-        yield Tensor(
-            path=path,
-            dtype=str(tensor.dtype).removeprefix("torch."),
-            shape=tuple(tensor.shape),
-            storage=key,
-            offset=int(tensor.storage_offset()),
-            strides=None if tensor.is_contiguous() else tuple(tensor.stride()),
-        )
+            key = self._keys[id(storage)] = str(len(self.storages))
+            self.storages.append(storage)
+        return key
+
+    def reduced(self, tensor: torch.Tensor) -> tuple[Any, ...]:
+        """Return what ``tensor.__reduce_ex__`` returns, faster where it is plain, and note where the tensor lies."""
+        if _is_plain(tensor):
+            storage = _Reference(self.reference(tensor.untyped_storage(), tensor.dtype))
+            place = int(tensor.storage_offset()), tuple(tensor.size()), tensor.stride()
+            # The dictionary is torch's place for hooks, a new one for each tensor.
+            recipe: tuple[Any, ...] = _REBUILD, (storage, *place, False, OrderedDict())
+        else:
+            recipe = _reduced(tensor)
+            if recipe[0] not in {_REBUILD, _REBUILD_NEWER}:
+                return recipe
+            place = recipe[1][1:4]
+        self._note(tensor, *place)
+        return recipe
+
+    def reduced_parameter(self, parameter: torch.nn.Parameter) -> tuple[Any, ...]:
+        """Return what ``parameter.__reduce_ex__`` returns, and note which tensor is its data."""
+        recipe = _reduced(parameter)
+        self._data_of[id(parameter)] = id(recipe[1][0])
+        return recipe
+
+    def _note(self, tensor: torch.Tensor, offset: int, shape: tuple[int, ...], strides: tuple[int, ...]) -> None:
+        storage = tensor.untyped_storage()
+        contiguous = tensor.is_contiguous()
+        length = tensor.numel()
+        if length and not contiguous:
+            length = 1 + sum((size - 1) * stride for size, stride in zip(shape, strides, strict=True))
+        if length and (offset + length) * tensor.itemsize > storage.nbytes():
+            raise CaptureError(
+                f"reaches beyond its storage, which has been resized to {storage.nbytes()} bytes: it could not be "
+                "loaded. Save it while its data is there, as sharded parameters are while they are gathered."
+            )
+        if not (tensor.is_conj() or tensor.is_neg()):
+            key = int(self._key(storage))
+            self._places[id(tensor)] = (_name(tensor.dtype), shape, key, offset, None if contiguous else strides)
+
+    def place(self, tensor: torch.Tensor) -> tuple[Any, ...] | None:
+        """Return dtype, shape, storage, offset and strides of a tensor that they describe wholly."""
+        return self._places.get(self._data_of.get(id(tensor), id(tensor)))
 
 
-def _tensors(node: object, path: tuple[str, ...]) -> Iterator[tuple[str, torch.Tensor]]:
-    """Yield (path, tensor) for every tensor in the nested mappings, lists and tuples of ``node``."""
-    if isinstance(node, torch.Tensor):
-        yield ".".join(path), node
-    elif isinstance(node, Mapping):
-        for key, value in node.items():
-            yield from _tensors(value, (*path, str(key)))
-    elif isinstance(node, list | tuple):
-        for index, value in enumerate(node):
-            yield from _tensors(value, (*path, str(index)))
+def _is_plain(tensor: torch.Tensor) -> bool:
+    """Tell whether ``tensor`` is nothing but a place on a storage, of a dtype that names the storage's class."""
+    return (
+        (tensor.is_cpu or tensor.is_cuda)
+        and tensor.layout is torch.strided
+        and tensor.dtype in _STORAGE_TYPES
+        and not tensor.is_quantized
+        and not tensor.is_nested
+        and not tensor.is_conj()
+        and not tensor.is_neg()
+        and not tensor.requires_grad  # it may have hooks, which torch warns of
+        and not tensor.__dict__
+        and not (_has_names is not None and _has_names(tensor))
+    )
+
+
+# Where dimensions can have names (later releases of torch have dropped them), torch refuses to save such tensors.
+_has_names: Callable[[torch.Tensor], bool] | None = getattr(torch.Tensor, "has_names", None)
+
+
+@functools.cache
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _refused() -> dict[type, Callable[[Any], Any]]:
+    """Return the types that torch pickles, but not so that a checkpoint would be whole."""
+    distributed = sys.modules.get("torch.distributed.tensor")
+    return {distributed.DTensor: _refuse_shard} if distributed is not None else {}
+
+
+def _refuse_shard(_: object) -> Any:
+    raise CaptureError(
+        "is distributed over several processes, and this one holds only its shard: put full_tensor() into the state, "
+        "or a state dict made with full_state_dict=True."
+    )
+
+
+def _described(state: object, found: _Found) -> Iterator[Tensor]:
+    for path, tensor in _tensors(state):
+        place = found.place(tensor)
+        if place is not None:
+            yield Tensor(path, *place)
+
+
+def _tensors(state: object) -> Iterator[tuple[str, torch.Tensor]]:
+    """Yield (path, tensor) for every tensor in nested dictionaries, lists and tuples, visiting each of those once."""
+    pending: list[tuple[str, object]] = [("", state)]
+    seen = set()
+    while pending:
+        path, node = pending.pop()
+        if isinstance(node, torch.Tensor):
+            yield path, node
+        elif id(node) not in seen:
+            seen.add(id(node))
+            prefix = f"{path}." if path else ""
+            inner = [(f"{prefix}{key}", value) for key, value in _entries(node) if isinstance(value, _NODES)]
+            pending += reversed(inner)
+
+
+_NODES = (torch.Tensor, dict, list, tuple)
 
 
 def rng_state() -> dict[str, Any]:

