@@ -36,12 +36,12 @@ class Live:
 
     def owned(self) -> Owned:
         """Return the tensors that the optimizers own."""
-        groups = [(optimizer.param_groups, list(optimizer.state.values())) for optimizer in self.optimizers]
-        return _by_address(tensors_in(groups))
+        values = (value for optimizer in self.optimizers for value in (optimizer.param_groups, optimizer.state))
+        return _by_address(tensors_in(*values))
 
     def frozen(self, owned: Owned) -> Owned:
         """Return the parameters on the host that need no gradient, but for those that are ``owned``."""
-        parameters = (parameter for module in self.modules for parameter in module.parameters())
+        parameters = tensors_in([parameter for module in self.modules for parameter in module.parameters()])
         resting = (p for p in parameters if not p.requires_grad and p.device.type == "cpu")
         return {address: found for address, found in _by_address(resting).items() if address not in owned}
 
@@ -195,7 +195,7 @@ class Barrier:
 def _by_address(tensors: Iterable[torch.Tensor]) -> Owned:
     found: dict[int, list[torch.Tensor]] = {}
     for tensor in tensors:
-        if tensor.layout is torch.strided and not tensor.is_inference():
+        if not tensor.is_inference():
             found.setdefault(tensor.untyped_storage().data_ptr(), []).append(tensor)
     found.pop(0, None)
     return found

@@ -288,13 +288,9 @@ class StagedLive:
 
 def image_bytes(state: object) -> int:
     """Return about how large an image ``state`` needs: its storages, each at a page of its own, and the rest."""
-    storages = {
-        storage.data_ptr(): storage.nbytes()
-        for tensor in tensors_in(state)
-        if tensor.layout is torch.strided and tensor.device.type != "meta"
-        for storage in (tensor.untyped_storage(),)
-    }
-    return sum(size_bytes + 2 * ALIGNMENT_BYTES for size_bytes in storages.values()) + (1 << 20)
+    storages = (tensor.untyped_storage() for tensor in tensors_in(state))
+    sizes = {storage.data_ptr(): storage.nbytes() for storage in storages}
+    return sum(size_bytes + 2 * ALIGNMENT_BYTES for size_bytes in sizes.values()) + (1 << 20)
 
 
 @dataclass(frozen=True, slots=True)

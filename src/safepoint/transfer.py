@@ -103,16 +103,20 @@ def split(pieces: Sequence[Piece]) -> tuple[list[Piece], dict[torch.device, list
     return host, devices
 
 
-def tensors_in(value: object) -> Iterator[torch.Tensor]:
-    """Yield every tensor in nested mappings, lists and tuples."""
-    if isinstance(value, torch.Tensor):
-        yield value
-    elif isinstance(value, Mapping):
-        for item in value.values():
-            yield from tensors_in(item)
-    elif isinstance(value, list | tuple):
-        for item in value:
-            yield from tensors_in(item)
+def tensors_in(*values: object) -> Iterator[torch.Tensor]:
+    """Yield the tensors in nested mappings, lists and tuples that are nothing but a place on a storage with data."""
+    pending, seen = list(values), set()
+    while pending:
+        value = pending.pop()
+        if isinstance(value, torch.Tensor):
+            if type(value) in _PLAIN and value.layout is torch.strided and not value.is_meta and not value.is_nested:
+                yield value
+        elif isinstance(value, Mapping | list | tuple) and id(value) not in seen:
+            seen.add(id(value))
+            pending += value.values() if isinstance(value, Mapping) else value
+
+
+_PLAIN = (torch.Tensor, torch.nn.Parameter)
 
 
 def version(tensor: torch.Tensor) -> int:

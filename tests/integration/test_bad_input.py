@@ -154,7 +154,9 @@ def test_state_that_cannot_be_pickled_is_refused(tmp_path: Path) -> None:
     """An object that cannot be pickled is told in the training thread, and training can go on without it."""
     notes: dict[str, Any] = {"callback": lambda: None}
     with make(tmp_path / "run", state={**Training().state, "notes": notes}) as checkpointer:
-        with pytest.raises(safepoint.CaptureError, match=r"state\['notes'\]\['callback'\] \(function\) cannot be pickled"):
+        with pytest.raises(
+            safepoint.CaptureError, match=r"state\['notes'\]\['callback'\] \(function\) cannot be pickled"
+        ):
             checkpointer.step()
         assert not (tmp_path / "run").exists()
         notes.clear()
