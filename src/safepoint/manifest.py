@@ -115,7 +115,7 @@ def encode(manifest: Manifest) -> bytes:
     return msgspec.json.encode(manifest)
 
 
-def decode(data: bytes) -> Manifest:
+def decode(data: bytes | memoryview) -> Manifest:
     """Return the manifest in ``data``.
 
     Raises:

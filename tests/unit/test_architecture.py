@@ -18,7 +18,7 @@ CORE_TESTS = Path(__file__).parents[1] / "core"
 
 LEVELS = (
     ("errors", "records"),
-    ("manifest", "when", "keep", "naming", "image", "checksums", "background", "memory"),
+    ("manifest", "when", "keep", "naming", "image", "archive", "checksums", "background", "memory"),
     ("schedule", "ledger"),
     ("state",),
     ("stores", "signals", "staging", "capture", "reader"),
