@@ -14,7 +14,7 @@ from safepoint import archive, image
 from safepoint.checksums import Checksums, checksums
 from safepoint.errors import NotACheckpointError
 from safepoint.image import Entry, Layout
-from safepoint.manifest import Manifest, decode
+from safepoint.manifest import HistoryEntry, Manifest, Summary, decode, decode_history, decode_summary
 
 _CHUNK_BYTES = 4 << 20
 
@@ -28,6 +28,16 @@ def read_manifest(path: str | os.PathLike[str]) -> Manifest:
 
     """
     return decode(archive.manifest_at(path))
+
+
+def read_summary(path: str | os.PathLike[str]) -> Summary:
+    """Return what a list needs of the manifest of the checkpoint at ``path``; raises what ``read_manifest`` raises."""
+    return decode_summary(archive.manifest_at(path))
+
+
+def read_history(path: str | os.PathLike[str]) -> tuple[HistoryEntry, ...]:
+    """Return the history that the checkpoint at ``path`` tells; raises what ``read_manifest`` raises."""
+    return decode_history(archive.manifest_at(path))
 
 
 def verify(path: str | os.PathLike[str]) -> list[str]:
