@@ -196,6 +196,26 @@ def test_module_starts_without_torch(name: str) -> None:
     assert _run(f"import sys, {full}; print('torch' in sys.modules)") == "False"
 
 
+@pytest.mark.parametrize(
+    ("name", "unwanted"),
+    [
+        ("safepoint", {"msgspec", "isal", "xxhash", "dataclasses", "safepoint.keep", "safepoint.when"}),
+        ("safepoint.cli.app", {"torch", "numpy", "rich", "msgspec", "isal", "xxhash", "safepoint.records"}),
+    ],
+)
+def test_import_leaves_the_rest_for_later(name: str, unwanted: set[str]) -> None:
+    """The package loads no part of itself before it is asked for, and the command line what one command needs only."""
+    loaded = _run(f"import sys, {name}; print(*sys.modules)").split()
+    assert unwanted.intersection(loaded) == set()
+
+
+def test_list_needs_neither_policies_nor_rich_tables(tmp_path: Path) -> None:
+    """Listing loads what reads manifests, and no more."""
+    code = "import sys; from pathlib import Path; from safepoint.cli.ls import ls"
+    loaded = _run(f"{code}; ls(Path({str(tmp_path)!r}), removed=True); print(*sys.modules)").split()
+    assert {"torch", "numpy", "safepoint.keep", "safepoint.when", "rich.console"}.intersection(loaded) == set()
+
+
 def test_verify_needs_no_torch(tmp_path: Path) -> None:
     """Verifying and listing load no torch either."""
     path = tmp_path / "x.ckpt"
