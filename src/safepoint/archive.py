@@ -101,7 +101,7 @@ class _Source:
     def read(self, offset: int, size_bytes: int) -> bytes:
         """Return exactly ``size_bytes`` from ``offset``; what would lie outside is refused before it is asked for."""
         if offset < 0 or size_bytes < 0 or offset + size_bytes > self.size_bytes:
-            raise _broken("an offset in it leads outside")
+            raise _broken("what it speaks of lies outside")
         if offset >= self._tail_offset:
             data = self._tail[offset - self._tail_offset :][:size_bytes]
         else:
@@ -142,7 +142,7 @@ def _directory(source: _Source) -> tuple[int, int]:
 def _end_record(source: _Source) -> int:
     for limit_bytes in (_TAIL_BYTES, _LONGEST_TAIL_BYTES):
         tail = source.tail(limit_bytes)
-        found = tail.rfind(b"PK\x05\x06", 0, len(tail) - _END.size + 4) if len(tail) >= _END.size else -1
+        found = tail.rfind(b"PK\x05\x06")
         if found >= 0:
             return source.size_bytes - len(tail) + found
     raise _broken("it has no end record")

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import files
 import pytest
 
 import safepoint
@@ -211,6 +212,7 @@ def test_import_leaves_the_rest_for_later(name: str, unwanted: set[str]) -> None
 
 def test_list_needs_neither_policies_nor_rich_tables(tmp_path: Path) -> None:
     """Listing loads what reads manifests, and no more."""
+    files.write(tmp_path / "a.ckpt", files.manifest())
     code = "import sys; from pathlib import Path; from safepoint.cli.ls import ls"
     loaded = _run(f"{code}; ls(Path({str(tmp_path)!r}), removed=True); print(*sys.modules)").split()
     assert {"torch", "numpy", "safepoint.keep", "safepoint.when", "rich.console"}.intersection(loaded) == set()

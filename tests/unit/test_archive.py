@@ -106,9 +106,26 @@ def test_manifest_with_another_checksum_is_refused(path: Path) -> None:
         archive.manifest_at(path)
 
 
+@pytest.mark.parametrize(
+    ("signature", "problem"),
+    [(b"PK\x03\x04", "header is not where the directory says"), (b"PK\x01\x02", "holds no Safepoint manifest")],
+)
+def test_manifest_without_its_signature_is_refused(path: Path, signature: bytes, problem: str) -> None:
+    """The manifest's own header and its entry in the directory both have to be there."""
+    files.write(path, MANIFEST)
+    front, behind = path.read_bytes().rsplit(signature, 1)
+    path.write_bytes(front + b"none" + behind)
+    with pytest.raises(NotACheckpointError, match=problem):
+        archive.manifest_at(path)
+
+
 def _entry(*, size: int = 10, offset: int = 0, extra: bytes = b"") -> bytes:
     fixed = struct.pack("<4s6H3I5H2I", b"PK\x01\x02", *(0,) * 7, size, size, len(NAME), len(extra), *(0,) * 4, offset)
     return fixed + NAME + extra
+
+
+def _extra(offset: int) -> bytes:
+    return struct.pack("<2HQ", 1, 8, offset)
 
 
 def _end(directory_bytes: int, start: int) -> bytes:
@@ -136,11 +153,28 @@ def _file_of(tail: bytes) -> Callable[[Path], None]:
         (_file_of(_end(FAR, 0)), "holds no Safepoint manifest"),
         (_file_of(_end(2**64 - 1, 1)), "not where its end record says"),
         (_file_of(_end(0, 2**63)), "not where its end record says"),
-        (_file_of(_entry(extra=struct.pack("<2HQ", 1, 8, 2**63), offset=2**32 - 1) + _end(89, FAR)), "in front of"),
-        (_file_of(b"PK\x05\x06"), "it has no end record"),
+        (_file_of(_entry(extra=_extra(2**63), offset=2**32 - 1) + _end(89, FAR)), "in front of"),
+        (_file_of(b"PK\x05\x06"), "lies outside"),
+        (_file_of(b"nothing"), "it has no end record"),
+        (lambda path: path.write_bytes(_end(0, 0)[-42:]), "lies outside"),
+        (_file_of(_entry() + _end(0, FAR + len(_entry()))), "holds no Safepoint manifest"),
+        (_file_of(_entry(size=0, offset=2**32 - 1, extra=_extra(FAR)) + _end(89, FAR)), "header is cut off"),
         (_file_of(b"PK\x06\x07" + bytes(16) + _end(0, 0)[-22:]), "its long end record is missing"),
     ],
-    ids=["far", "long", "all directory", "longer", "outside", "far in 64 bits", "cut off", "no long end record"],
+    ids=[
+        "far",
+        "long",
+        "all directory",
+        "longer",
+        "outside",
+        "far in 64 bits",
+        "cut off",
+        "none",
+        "long end record in front",
+        "entry in front",
+        "no room",
+        "no long end record",
+    ],
 )
 def test_hostile_file_costs_nothing(path: Path, make: Callable[[Path], None], problem: str) -> None:
     """Whatever lengths and offsets a file claims, it is refused with little memory and little reading."""

@@ -39,6 +39,11 @@ def test_lines_chop_a_word_that_is_too_long() -> None:
     ]
 
 
+def test_lines_leave_room_for_something_to_read() -> None:
+    """A column is never folded to less than eight cells: a terminal that is narrower wraps the lines itself."""
+    assert list(lines(COLUMNS, [("x" * 9, "7", "y" * 9)], 1))[1:] == ["xxxxxxxx     7  yyyyyyyy", "x               y"]
+
+
 def test_lines_count_cells_and_not_characters() -> None:
     """A wide character takes two cells, a combining one none."""
     assert [cells(text) for text in ("abc", "模型", "e\u0301")] == [3, 4, 1]
