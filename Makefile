@@ -20,8 +20,9 @@ core: $(VENV)/dev.stamp  ## the decisions alone: pure, without torch, every bran
 torture: $(VENV)/dev.stamp  ## the long crash and size tests
 	$(BIN)/python -m pytest -m torture
 
-bench: $(VENV)/dev.stamp  ## what a step pays, beside Lightning's own callback
+bench: $(VENV)/dev.stamp  ## what a step and a list cost, beside their peers
 	$(BIN)/python benchmarks/step_cost.py
+	$(BIN)/python benchmarks/listing.py
 
 lint: $(VENV)/dev.stamp
 	$(BIN)/ruff check .

@@ -1,7 +1,7 @@
 """Checkpointing for PyTorch training: durable, verified, in the background.
 
-The names here are the public ones. What needs torch is imported when first asked for, so that the command line and the
-policies start without it.
+The names here are the public ones. Each is imported when first asked for, so that the command line and the policies
+start without torch, and the command line without the policies.
 """
 
 from __future__ import annotations
@@ -9,24 +9,23 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from safepoint import keep, when
-from safepoint.errors import (
-    CaptureError,
-    CheckpointError,
-    ConfigurationError,
-    DamagedCheckpointError,
-    MissingMetricError,
-    NotACheckpointError,
-    RestoreError,
-    SafepointError,
-    SaveError,
-    StateMismatchError,
-)
-from safepoint.reader import verify
-from safepoint.records import Progress, Record, SaveStats
-
 if TYPE_CHECKING:
+    from safepoint import keep, when
     from safepoint.checkpointer import Checkpointer
+    from safepoint.errors import (
+        CaptureError,
+        CheckpointError,
+        ConfigurationError,
+        DamagedCheckpointError,
+        MissingMetricError,
+        NotACheckpointError,
+        RestoreError,
+        SafepointError,
+        SaveError,
+        StateMismatchError,
+    )
+    from safepoint.reader import verify
+    from safepoint.records import Progress, Record, SaveStats
     from safepoint.restore import load
 
 __all__ = [
@@ -50,13 +49,24 @@ __all__ = [
     "when",
 ]
 
-_NEEDS_TORCH = {"Checkpointer": "safepoint.checkpointer", "load": "safepoint.restore"}
+_HOMES = {
+    "Checkpointer": "checkpointer",
+    "Progress": "records",
+    "Record": "records",
+    "SaveStats": "records",
+    "load": "restore",
+    "verify": "reader",
+}
+"""Where a name is defined; errors, all the others, are in ``errors``, and modules are themselves."""
+_MODULES = ("keep", "when")
 
 
 def __getattr__(name: str) -> Any:
-    if name in _NEEDS_TORCH:
-        return getattr(importlib.import_module(_NEEDS_TORCH[name]), name)
-    raise AttributeError(f"module 'safepoint' has no attribute {name!r}")
+    if name not in __all__:
+        raise AttributeError(f"module 'safepoint' has no attribute {name!r}")
+    if name in _MODULES:
+        return importlib.import_module(f"safepoint.{name}")
+    return getattr(importlib.import_module(f"safepoint.{_HOMES.get(name, 'errors')}"), name)
 
 
 def __dir__() -> list[str]:

@@ -1,55 +1,64 @@
 """What exists in a directory, told from the manifests alone.
 
 Reads manifests, never tensor data, and imports no torch. A moved or copied directory loses nothing: records, reasons
-and the history of what was removed are all in the files.
+and the history of what was removed are all in the files. Of each file only a summary is kept in memory; the long
+histories are read once more, from the newest checkpoint of each run.
 """
 
 from __future__ import annotations
 
 import glob
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
 
-from safepoint import keep, reader
+from safepoint import reader
+from safepoint.background import Background
 from safepoint.errors import CheckpointError
-from safepoint.keep import Mode
-from safepoint.manifest import Manifest, decoded_history
+from safepoint.manifest import HistoryEntry, Summary, decoded_history
 from safepoint.naming import EXTENSION, TEMPORARY_PREFIX
 from safepoint.records import Fate, Record
+
+if TYPE_CHECKING:
+    from safepoint.keep import Mode
+
+_THREADS = 8
+_FILES_PER_TASK = 64
 
 
 @dataclass(frozen=True, slots=True)
 class Catalog:
     """The checkpoints of one directory.
 
-    ``records`` are oldest first; ``manifests`` are theirs; ``unreadable`` are the other ``.ckpt`` files, each with why
-    it has no record.
+    ``records`` are oldest first; ``manifests`` are the summaries of theirs; ``fates`` are what the run of each has to
+    say of it, with nothing for a copy or a link that somebody made; ``unreadable`` are the other ``.ckpt`` files, each
+    with why it has no record.
     """
 
     directory: Path
     records: tuple[Record, ...]
-    manifests: Mapping[Path, Manifest]
+    manifests: Mapping[Path, Summary]
+    fates: Mapping[Path, Fate]
     unreadable: Mapping[Path, str]
 
     @classmethod
     def of(cls, directory: Path, extension: str = EXTENSION) -> Catalog:
         """Read the manifests of all that ends in ``extension`` below ``directory``; one that is not there is empty."""
-        manifests: dict[Path, Manifest] = {}
+        found = sorted(directory.rglob(f"*{glob.escape(extension)}"))
+        manifests: dict[Path, Summary] = {}
         unreadable: dict[Path, str] = {}
         records: list[Record] = []
-        for path in sorted(directory.rglob(f"*{glob.escape(extension)}")):
-            if path.name.startswith(TEMPORARY_PREFIX):
-                continue
-            try:
-                manifests[path] = manifest = reader.read_manifest(path)
-                records.append(manifest.record(path, path.stat().st_size))
-            except FileNotFoundError:
-                continue  # removed by a running job since the directory was read
-            except (CheckpointError, OSError) as error:
-                unreadable[path] = str(error)
-        catalog = cls(directory, tuple(sorted(records, key=_age)), manifests, unreadable)
-        return replace(catalog, records=catalog._with_late_metrics())
+        for path, size_bytes, told in _read_all([p for p in found if not p.name.startswith(TEMPORARY_PREFIX)]):
+            if isinstance(told, str):
+                unreadable[path] = told
+            else:
+                manifests[path] = told
+                records.append(told.record(path, size_bytes))
+        records.sort(key=_age)
+        fates = _fates(records, directory)
+        complete = tuple(_with_what_came_later(record, fates.get(record.path)) for record in records)
+        return cls(directory, complete, manifests, fates, unreadable)
 
     def latest(self) -> Record | None:
         """Return the record saved last."""
@@ -62,7 +71,7 @@ class Catalog:
     def history(self, run: str) -> tuple[Fate, ...]:
         """Return the history of ``run`` as its newest checkpoint tells it, oldest first."""
         own = [record for record in self.records if record.run == run]
-        return decoded_history(self.manifests[own[-1].path], self.directory) if own else ()
+        return decoded_history(_history(own), self.directory, run)
 
     def runs(self) -> tuple[str, ...]:
         """Return the runs that wrote the checkpoints, the one that wrote last at the end."""
@@ -73,27 +82,81 @@ class Catalog:
 
         A copy or a second link that somebody made bears a name that is not in the run's history: it is not the run's.
         """
-        named = {(fate.record.path, fate.record.step) for fate in self.history(run)}
-        return tuple(record for record in self.records if record.run == run and (record.path, record.step) in named)
-
-    def _with_late_metrics(self) -> tuple[Record, ...]:
-        """Return the records with what was measured on their weights after they were written, as later ones tell."""
-        late = {
-            (run, fate.record.path, fate.record.time): fate.record.metrics
-            for run in self.runs()
-            for fate in self.history(run)
-        }
-        return tuple(
-            replace(record, metrics={**record.metrics, **late.get((record.run, record.path, record.time), {})})
-            for record in self.records
-        )
+        return tuple(record for record in self.records if record.run == run and record.path in self.fates)
 
 
 def best_of(records: tuple[Record, ...], metric: str, mode: Mode = "min") -> Record | None:
     """Return the best of ``records`` by ``metric``, or ``None`` if none has it as a number."""
+    from safepoint import keep
+
     ranked = keep.Best(metric, 1, keep.checked_mode("best", mode)).ranked(records)
     return ranked[0] if ranked else None
 
 
 def _age(record: Record) -> tuple[float, int]:
     return record.time, record.step
+
+
+class _Reading(NamedTuple):
+    """What came of reading one file: its size, and what it told or why it could not be read."""
+
+    path: Path
+    size_bytes: int
+    told: Summary | str
+
+
+def _read_all(paths: list[Path]) -> list[_Reading]:
+    """Read the summaries of ``paths``, in this order; many of them in threads, as a cold disk has to be waited for."""
+    if len(paths) <= _FILES_PER_TASK:
+        return _read_some(paths)
+    tasks = (paths[first : first + _FILES_PER_TASK] for first in range(0, len(paths), _FILES_PER_TASK))
+    readers = Background("catalog", _THREADS)
+    try:
+        done = [readers.submit(_read_some, task) for task in tasks]
+        return [reading for future in done for reading in future.result()]
+    finally:
+        readers.close()
+
+
+def _read_some(paths: list[Path]) -> list[_Reading]:
+    return [reading for path in paths if (reading := _read(path)) is not None]
+
+
+def _read(path: Path) -> _Reading | None:
+    """Return what the file at ``path`` tells, ``None`` if a running job removed it since the directory was read."""
+    try:
+        return _Reading(path, path.stat().st_size, reader.read_summary(path))
+    except FileNotFoundError:
+        return None
+    except (CheckpointError, OSError) as error:
+        return _Reading(path, 0, str(error))
+
+
+def _fates(records: Iterable[Record], directory: Path) -> dict[Path, Fate]:
+    """Return what the newest of each run tells of those of ``records`` that the run itself wrote under these names."""
+    by_run: dict[str, list[Record]] = {}
+    for record in records:
+        by_run.setdefault(record.run, []).append(record)
+    fates: dict[Path, Fate] = {}
+    for run, own in by_run.items():
+        there = {(record.path.relative_to(directory).as_posix(), record.step) for record in own}
+        told = tuple(entry for entry in _history(own) if (entry.name, entry.step) in there)
+        fates.update((fate.record.path, fate) for fate in decoded_history(told, directory, run))
+    return fates
+
+
+def _history(own: list[Record]) -> tuple[HistoryEntry, ...]:
+    """Return the history as the newest of ``own``, the records of a run, tells it: of those that can be read still."""
+    for record in reversed(own):
+        try:
+            return reader.read_history(record.path)
+        except (CheckpointError, OSError):
+            continue  # removed since, or damaged in what no summary needs
+    return ()
+
+
+def _with_what_came_later(record: Record, fate: Fate | None) -> Record:
+    """Return ``record`` with what later ones tell: what was measured on its weights since, and what its save cost."""
+    if fate is None or fate.record.time != record.time:
+        return record
+    return replace(record, metrics={**record.metrics, **fate.record.metrics}, stats=fate.record.stats)

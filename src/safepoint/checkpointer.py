@@ -8,6 +8,7 @@ import time
 import warnings
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -249,8 +250,13 @@ class Checkpointer:
     def records(self) -> tuple[Record, ...]:
         """Return the durable checkpoints in the directory, oldest first, those of earlier runs too."""
         self._take_in(self._run.settle())
-        records = Catalog.of(self.directory).records
-        return tuple(record for record in records if record.path not in self._run.ledger.pending)
+        ledger = self._run.ledger
+        known = {(record.path, record.time): record.stats for record in ledger.records}
+        return tuple(
+            replace(record, stats=known.get((record.path, record.time)) or record.stats)
+            for record in Catalog.of(self.directory).records
+            if record.path not in ledger.pending
+        )
 
     def stats(self) -> tuple[SaveStats, ...]:
         """Return what each save of this process that is durable by now has cost, oldest first; the last 10,000."""

@@ -8,7 +8,7 @@ encodes, parses and validates; it reads no disk and no tensor.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, TypeVar
 
 import msgspec
 
@@ -18,6 +18,8 @@ from safepoint.records import Fate, Number, Progress, Record, SaveStats, decoded
 FORMAT_VERSION = 1
 HISTORY_LIMIT = 1000
 """How many removed checkpoints a manifest remembers; those still kept are always listed."""
+
+_MALFORMED = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
 Count = Annotated[int, msgspec.Meta(ge=0, lt=2**62)]
 Digest = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{32}$")]
@@ -77,8 +79,8 @@ class HistoryEntry(msgspec.Struct, frozen=True, omit_defaults=True):
     stats: Stats | None = None
 
 
-class Manifest(msgspec.Struct, frozen=True, omit_defaults=True):
-    """Everything that a checkpoint says about itself; the fields of ``records.Record`` mean the same here.
+class Summary(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What a list needs of a manifest; the fields of ``records.Record`` mean the same here.
 
     ``position`` is ``None`` where a framework keeps track of where to go on in its own part of the state;
     ``measured_at`` is left out where it is empty.
@@ -93,11 +95,6 @@ class Manifest(msgspec.Struct, frozen=True, omit_defaults=True):
     reasons: tuple[str, ...]
     pinned: bool
     position: Position | None
-    producer: dict[str, str]
-    pickle: Blob
-    storages: tuple[Blob, ...]
-    tensors: tuple[Tensor, ...]
-    history: tuple[HistoryEntry, ...]
     measured_at: dict[str, Count] = {}
 
     def record(self, path: Path, size_bytes: int) -> Record:
@@ -123,30 +120,55 @@ class Manifest(msgspec.Struct, frozen=True, omit_defaults=True):
         return Progress(position.step, position.epoch, position.batch, decoded_metrics(self.metrics), path)
 
 
+class Manifest(Summary, frozen=True, kw_only=True, omit_defaults=True):
+    """Everything that a checkpoint says about itself."""
+
+    producer: dict[str, str]
+    pickle: Blob
+    storages: tuple[Blob, ...]
+    tensors: tuple[Tensor, ...]
+    history: tuple[HistoryEntry, ...]
+
+
+T = TypeVar("T", "Summary", "Manifest", "_Told")
+
+
 def encode(manifest: Manifest) -> bytes:
     """Return the manifest as JSON."""
     return msgspec.json.encode(manifest)
 
 
-def decode(data: bytes) -> Manifest:
+def decode(data: bytes | memoryview) -> Manifest:
     """Return the manifest in ``data``.
 
     Raises:
         NotACheckpointError: it is not one, is of a newer format, or a field is missing or of the wrong kind.
 
     """
-    try:
-        head = msgspec.json.decode(data, type=_Head)
-        if head.format_version > FORMAT_VERSION:
-            raise NotACheckpointError(
-                f"written in format {head.format_version}; this Safepoint reads up to {FORMAT_VERSION}: upgrade it"
-            )
-        manifest = msgspec.json.decode(data, type=Manifest)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise NotACheckpointError(f"its manifest is malformed: {error}") from None
+    manifest = _decoded(data, Manifest)
     if any(tensor.storage >= len(manifest.storages) for tensor in manifest.tensors):
         raise NotACheckpointError("its manifest is malformed: a tensor names a storage that is not there")
     return manifest
+
+
+def decode_summary(data: bytes | memoryview) -> Summary:
+    """Return what a list needs of the manifest in ``data``: a small part of it, where there are many.
+
+    Raises:
+        NotACheckpointError: as ``decode`` does, for the fields of a summary.
+
+    """
+    return _decoded(data, Summary)
+
+
+def decode_history(data: bytes | memoryview) -> tuple[HistoryEntry, ...]:
+    """Return the history in the manifest in ``data``.
+
+    Raises:
+        NotACheckpointError: as ``decode`` does, for the history.
+
+    """
+    return _decoded(data, _Told).history
 
 
 def encoded_history(fates: tuple[Fate, ...], directory: Path) -> tuple[HistoryEntry, ...]:
@@ -156,13 +178,43 @@ def encoded_history(fates: tuple[Fate, ...], directory: Path) -> tuple[HistoryEn
     return tuple(_entry(fate, directory) for fate in fates if id(fate) not in forgotten)
 
 
-def decoded_history(manifest: Manifest, directory: Path) -> tuple[Fate, ...]:
-    """Return the history as fates of records in ``directory``; the size of one without statistics is not in it (0)."""
-    return tuple(Fate(_record(entry, directory, manifest.run), entry.kept, entry.reason) for entry in manifest.history)
+def decoded_history(history: tuple[HistoryEntry, ...], directory: Path, run: str) -> tuple[Fate, ...]:
+    """Return the history of ``run`` as fates of records in ``directory``; of one without statistics, the size is 0."""
+    return tuple(Fate(_record(entry, directory, run), entry.kept, entry.reason) for entry in history)
 
 
 class _Head(msgspec.Struct):
     format_version: Annotated[int, msgspec.Meta(ge=1)]
+
+
+class _Told(_Head):
+    history: tuple[HistoryEntry, ...]
+
+
+def _decoded(data: bytes | memoryview, kind: type[T]) -> T:
+    """Return the fields of ``kind`` in ``data``, the others skipped; that it is of a newer format is told first."""
+    try:
+        decoded = msgspec.json.decode(data, type=kind)
+    except _MALFORMED as error:
+        _refuse_newer(_format_version(data))
+        raise NotACheckpointError(f"its manifest is malformed: {error}") from None
+    _refuse_newer(decoded.format_version)
+    return decoded
+
+
+def _format_version(data: bytes | memoryview) -> int:
+    """Return the format of a manifest that may be malformed otherwise, or 0."""
+    try:
+        return msgspec.json.decode(data, type=_Head).format_version
+    except _MALFORMED:
+        return 0
+
+
+def _refuse_newer(format_version: int) -> None:
+    if format_version > FORMAT_VERSION:
+        raise NotACheckpointError(
+            f"written in format {format_version}; this Safepoint reads up to {FORMAT_VERSION}: upgrade it"
+        )
 
 
 def _record(entry: HistoryEntry, directory: Path, run: str) -> Record:

@@ -6,25 +6,17 @@ line answers at once; ``restore`` is where tensors are loaded.
 
 from __future__ import annotations
 
-import errno
 import os
-import stat
-import struct
-import zipfile
 from collections.abc import Iterator
-from pathlib import Path
 from typing import BinaryIO
 
-from safepoint import image
+from safepoint import archive, image
 from safepoint.checksums import Checksums, checksums
 from safepoint.errors import NotACheckpointError
 from safepoint.image import Entry, Layout
-from safepoint.manifest import Manifest, decode
+from safepoint.manifest import HistoryEntry, Manifest, Summary, decode, decode_history, decode_summary
 
-MANIFEST_LIMIT_BYTES = 1 << 30
 _CHUNK_BYTES = 4 << 20
-# What zipfile raises on bytes that are not a whole archive.
-_ZIP_ERRORS = (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError, ValueError, struct.error, MemoryError)
 
 
 def read_manifest(path: str | os.PathLike[str]) -> Manifest:
@@ -35,8 +27,17 @@ def read_manifest(path: str | os.PathLike[str]) -> Manifest:
         OSError: it cannot be opened.
 
     """
-    with _open(Path(path)) as file:
-        return decode(_manifest_bytes(file))
+    return decode(archive.manifest_at(path))
+
+
+def read_summary(path: str | os.PathLike[str]) -> Summary:
+    """Return what a list needs of the manifest of the checkpoint at ``path``; raises what ``read_manifest`` raises."""
+    return decode_summary(archive.manifest_at(path))
+
+
+def read_history(path: str | os.PathLike[str]) -> tuple[HistoryEntry, ...]:
+    """Return the history that the checkpoint at ``path`` tells; raises what ``read_manifest`` raises."""
+    return decode_history(archive.manifest_at(path))
 
 
 def verify(path: str | os.PathLike[str]) -> list[str]:
@@ -50,35 +51,11 @@ def verify(path: str | os.PathLike[str]) -> list[str]:
 
     """
     try:
-        with _open(Path(path)) as file:
-            data = _manifest_bytes(file)
+        with os.fdopen(archive.open_regular(path), "rb") as file:
+            data = archive.manifest_bytes(file.fileno())
             return list(_problems(file, decode(data), data))
     except NotACheckpointError as error:
         return [str(error)]
-
-
-def _open(path: Path) -> BinaryIO:
-    if not stat.S_ISREG(path.stat().st_mode):
-        raise NotACheckpointError("not a regular file")
-    return path.open("rb")
-
-
-def _manifest_bytes(file: BinaryIO) -> bytes:
-    try:
-        with zipfile.ZipFile(file) as archive:
-            info = archive.getinfo(image.MANIFEST_RECORD)
-            if info.compress_type != zipfile.ZIP_STORED or info.file_size > MANIFEST_LIMIT_BYTES:
-                raise NotACheckpointError("its manifest is compressed or absurdly long: not written by Safepoint")
-            return archive.read(info)
-    except KeyError:
-        raise NotACheckpointError("it holds no Safepoint manifest: another program wrote it") from None
-    except _ZIP_ERRORS as error:
-        raise NotACheckpointError(f"no whole zip archive ({error}): cut off, damaged, or no checkpoint") from None
-    except OSError as error:
-        if error.errno != errno.EINVAL:
-            raise
-        # A damaged offset sent the reader to before the beginning.
-        raise NotACheckpointError("no whole zip archive (an offset in it leads outside): damaged") from None
 
 
 def _problems(file: BinaryIO, manifest: Manifest, manifest_bytes: bytes) -> Iterator[str]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
+import termios
 from pathlib import Path
 
 import pytest
@@ -91,6 +93,26 @@ def test_ls_of_what_is_not_there_or_no_directory_fails_in_one_line(run: Path) ->
         assert (result.returncode, result.stdout) == (2, "")
         assert message in result.stderr
         assert len(result.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize("colour", [True, False])
+def test_ls_fits_into_the_terminal(run: Path, *, colour: bool) -> None:
+    """On a terminal the lines are folded to its width, and the heading is bold unless the user wants no styles."""
+    theirs, ours = os.openpty()
+    termios.tcsetwinsize(ours, (24, 60))
+    environment = {name: value for name, value in os.environ.items() if name not in {"COLUMNS", "NO_COLOR"}}
+    if not colour:
+        environment["NO_COLOR"] = "1"
+    command = [str(Path(sys.executable).with_name("safepoint")), "ls", str(run)]
+    with open(theirs, "rb", buffering=0) as terminal:
+        subprocess.run(command, stdout=ours, stdin=ours, env=environment, check=True)
+        os.close(ours)
+        text = terminal.read(1 << 16).decode()
+    lines = text.splitlines()
+    assert lines[0].startswith("\x1b[1m") == colour
+    assert ("\x1b" in text) == colour
+    assert all(len(line) <= 60 for line in lines[1:-1])
+    assert "best by" in text
 
 
 def test_names_from_files_cannot_command_the_terminal(run: Path) -> None:

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import files
 import pytest
 
 import safepoint
@@ -18,7 +19,7 @@ CORE_TESTS = Path(__file__).parents[1] / "core"
 
 LEVELS = (
     ("errors", "records"),
-    ("manifest", "when", "keep", "naming", "image", "checksums", "background", "memory", "cgroup"),
+    ("manifest", "when", "keep", "naming", "image", "archive", "checksums", "background", "memory", "cgroup"),
     ("schedule", "ledger"),
     ("state",),
     ("stores", "signals", "transfer", "capture", "reader"),
@@ -201,6 +202,27 @@ def test_module_starts_without_torch(name: str) -> None:
     """The command line, the policies and the catalog are there at once: importing them does not load torch."""
     full = f"safepoint.{name}" if name else "safepoint"
     assert _run(f"import sys, {full}; print('torch' in sys.modules)") == "False"
+
+
+@pytest.mark.parametrize(
+    ("name", "unwanted"),
+    [
+        ("safepoint", {"msgspec", "isal", "xxhash", "dataclasses", "safepoint.keep", "safepoint.when"}),
+        ("safepoint.cli.app", {"torch", "numpy", "rich", "msgspec", "isal", "xxhash", "safepoint.records"}),
+    ],
+)
+def test_import_leaves_the_rest_for_later(name: str, unwanted: set[str]) -> None:
+    """The package loads no part of itself before it is asked for, and the command line what one command needs only."""
+    loaded = _run(f"import sys, {name}; print(*sys.modules)").split()
+    assert unwanted.intersection(loaded) == set()
+
+
+def test_list_needs_neither_policies_nor_rich_tables(tmp_path: Path) -> None:
+    """Listing loads what reads manifests, and no more."""
+    files.write(tmp_path / "a.ckpt", files.manifest())
+    code = "import sys; from pathlib import Path; from safepoint.cli.ls import ls"
+    loaded = _run(f"{code}; ls(Path({str(tmp_path)!r}), removed=True); print(*sys.modules)").split()
+    assert {"torch", "numpy", "safepoint.keep", "safepoint.when", "rich.console"}.intersection(loaded) == set()
 
 
 def test_verify_needs_no_torch(tmp_path: Path) -> None:

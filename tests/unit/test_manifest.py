@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -227,13 +228,29 @@ def test_history_survives_encoding_and_a_move() -> None:
     """The fates come back with records in the directory where the file is now."""
     entries = manifests.encoded_history((_fate(1, kept=True), _fate(2, kept=False)), DIRECTORY)
     moved = Path("/moved")
-    fates = manifests.decoded_history(decode(encode(_manifest(history=entries))), moved)
+    fates = manifests.decoded_history(manifests.decode_history(encode(_manifest(history=entries))), moved, "run")
     assert [fate.record.path for fate in fates] == [moved / "1.ckpt", moved / "2.ckpt"]
     assert [(fate.kept, fate.reason, fate.record.step, fate.record.run) for fate in fates] == [
         (True, "why", 1, "run"),
         (False, "why", 2, "run"),
     ]
     assert all(math.isnan(fate.record.metrics["loss"]) for fate in fates)
+
+
+def test_summary_is_a_part_of_the_manifest() -> None:
+    """What a list needs can be had alone, and says what the whole says."""
+    whole = _manifest(measured_at={"loss": 100})
+    summary = manifests.decode_summary(encode(whole))
+    assert not hasattr(summary, "tensors")
+    assert summary.record(DIRECTORY / "a.ckpt", 9) == whole.record(DIRECTORY / "a.ckpt", 9)
+
+
+@pytest.mark.parametrize("decoder", [decode, manifests.decode_summary, manifests.decode_history])
+def test_decoders_refuse_a_newer_format_first(decoder: Callable[[bytes], object]) -> None:
+    """A newer format is told as such, whether or not its fields still fit."""
+    for changes in ({}, {"history": 1, "run": 2}):
+        with pytest.raises(NotACheckpointError, match="written in format 2;"):
+            decoder(_edited(format_version=2, **changes))
 
 
 def test_history_forgets_the_oldest_removed_only(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,6 +13,7 @@ import torch
 from invariants import whole_checkpoints
 
 from safepoint import Checkpointer, keep, load, sealing, staging, when
+from safepoint.catalog import Catalog
 from safepoint.staging import Image, Pool, image_bytes
 
 MIB = 1 << 20
@@ -205,13 +206,12 @@ def test_stats_tell_what_each_save_cost(tmp_path: Path) -> None:
     assert 0 <= second.waited_s <= second.stalled_s <= stalled_s
     assert 0 < second.staged_s <= second.written_s <= second.committed_s <= took_s
     assert str(first).startswith(f"{first.path.name} is durable: ")
-    assert saver._run.ledger.records[0].stats == first
+    assert [record.stats for record in saver.records()] == [first, second]
+    assert [record.stats for record in Catalog.of(tmp_path).records] == [first, None]
 
 
 def test_stats_survive_in_the_history_of_the_next_checkpoint(tmp_path: Path) -> None:
     """A checkpoint cannot hold what its own save cost; the next one of the run tells it."""
-    from safepoint.catalog import Catalog
-
     with Checkpointer(tmp_path, state=_state(), save=NEVER, keep=keep.all()) as saver:
         saver.save()
         saver.wait()

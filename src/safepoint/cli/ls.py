@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.table import Table
 
-from safepoint.catalog import Catalog
 from safepoint.cli import output
-from safepoint.records import Fate, Record
+
+if TYPE_CHECKING:
+    from safepoint.catalog import Catalog
+    from safepoint.records import Fate, Record
 
 
 def ls(
@@ -27,51 +29,64 @@ def ls(
 
     EXIT STATUS: 0 if the directory was read; 2 if it is not there or is no directory.
     """
+    from safepoint.catalog import Catalog
+
     if not output.existing(directory).is_dir():
         output.fail(f"{directory} is a file; give its directory, or check it with 'safepoint verify {directory}'.")
     catalog = Catalog.of(directory)
-    fates = {fate.record.path: fate for run in catalog.runs() for fate in catalog.history(run)}
-    console = output.console()
     if catalog.records:
-        console.print(_table(catalog, fates))
-    console.print(_summary(catalog))
+        heading, *rows = _table(catalog)
+        output.line(heading, bold=True)
+        typer.echo("\n".join(rows))  # in one go: each call is a write
+    output.line(_summary(catalog))
     for path, problem in catalog.unreadable.items():
-        console.print(output.plain(f"not Safepoint's: {path.relative_to(directory)}: {problem}", "yellow"))
+        output.line(f"not Safepoint's: {path.relative_to(directory)}: {problem}", "yellow")
     if removed:
-        for fate in fates.values():
-            if fate.record.path not in catalog.manifests:
-                name = fate.record.path.relative_to(directory)
-                console.print(output.plain(f"removed: {name} (step {fate.record.step}): {fate.reason}", "dim"))
+        for path, fate in _removed(catalog).items():
+            output.line(f"removed: {path.relative_to(directory)} (step {fate.record.step}): {fate.reason}", dim=True)
 
 
-def _table(catalog: Catalog, fates: dict[Path, Fate]) -> Table:
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for name, justify in (("name", "left"), ("step", "right"), ("epoch", "right"), ("metrics", "left")):
-        table.add_column(name, justify=justify, overflow="fold")  # type: ignore[arg-type]
-    for name in ("size", "age"):
-        table.add_column(name, justify="right", no_wrap=True)
-    table.add_column("why it is kept", overflow="fold")
+def _table(catalog: Catalog) -> Iterator[str]:
+    from safepoint.cli.columns import Column, lines
+
+    columns = (
+        Column("name", folds=True),
+        Column("step", right=True),
+        Column("epoch", right=True),
+        Column("metrics", folds=True),
+        Column("size", right=True),
+        Column("age", right=True),
+        Column("why it is kept", folds=True),
+    )
     now = time.time()
-    for record in catalog.records:
-        table.add_row(
-            output.plain(record.path.relative_to(catalog.directory).as_posix()),
-            str(record.step),
-            str(record.epoch),
-            output.plain(output.metrics(record.metrics)),
-            output.size(record.size_bytes),
-            output.age(now - record.time),
-            output.plain(_why(record, fates)),
-        )
-    return table
+    rows = [_row(record, catalog, now) for record in catalog.records]
+    return lines(columns, rows, output.width())
 
 
-def _why(record: Record, fates: dict[Path, Fate]) -> str:
-    fate = fates.get(record.path)
+def _row(record: Record, catalog: Catalog, now: float) -> tuple[str, ...]:
+    return (
+        output.plain(record.path.relative_to(catalog.directory).as_posix()),
+        str(record.step),
+        str(record.epoch),
+        output.plain(output.metrics(record.metrics)),
+        output.size(record.size_bytes),
+        output.age(now - record.time),
+        output.plain(_why(record, catalog.fates.get(record.path))),
+    )
+
+
+def _why(record: Record, fate: Fate | None) -> str:
     if record.pinned:
         return "pinned"
     if fate is None:
         return "copied or renamed by hand: no policy touches it"
     return fate.reason if fate.kept else f"to be removed by its run: {fate.reason}"
+
+
+def _removed(catalog: Catalog) -> dict[Path, Fate]:
+    """Return what was removed since, by its path, as the newest checkpoint of each run tells."""
+    told = (fate for run in catalog.runs() for fate in catalog.history(run))
+    return {fate.record.path: fate for fate in told if fate.record.path not in catalog.manifests}
 
 
 def _summary(catalog: Catalog) -> str:

@@ -1,41 +1,54 @@
-"""What the commands share: a console that pipes as plain text, and the words for sizes, ages and metrics."""
+"""What the commands share: lines that pipe as plain text, and the words for sizes, ages and metrics.
+
+Nothing of rich is imported before it is needed: it takes as long as all else that a command does. What a command alone
+needs is likewise imported by its function.
+"""
 
 from __future__ import annotations
 
+import os
+import shutil
 import sys
 from pathlib import Path
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 import typer
-from rich.console import Console
-from rich.filesize import decimal
-from rich.text import Text
 
-from safepoint.records import Metrics
+if TYPE_CHECKING:
+    from safepoint.records import Metrics
 
 PIPED_WIDTH = 250
 UNUSABLE = 2
 """The exit code for a path that is not there or holds nothing to look at."""
 
 
-def console() -> Console:
-    """Return a console on standard output, as wide as the terminal, or wide enough for a pipe."""
-    return Console(highlight=False, width=None if sys.stdout.isatty() else PIPED_WIDTH, soft_wrap=False)
+def width() -> int:
+    """Return how many cells a line has: as many as the terminal, or enough for a pipe."""
+    return shutil.get_terminal_size().columns if sys.stdout.isatty() else PIPED_WIDTH
+
+
+def line(text: str, colour: str | None = None, *, bold: bool | None = None, dim: bool | None = None) -> None:
+    """Print one line to standard output, styled if that is a terminal and the user has not set ``NO_COLOR``."""
+    typer.secho(plain(text), fg=colour, bold=bold, dim=dim, color=False if os.environ.get("NO_COLOR") else None)
 
 
 def fail(message: str) -> NoReturn:
     """Print one line to standard error and end with exit code 2."""
-    Console(stderr=True, highlight=False, soft_wrap=True).print(plain(f"safepoint: {message}"))
+    typer.echo(plain(f"safepoint: {message}"), err=True)
     raise typer.Exit(UNUSABLE)
 
 
-def plain(text: str, style: str = "") -> Text:
+def plain(text: str) -> str:
     """Return ``text`` with nothing in it that a terminal would obey: names and metrics come from files."""
-    return Text("".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in text), style=style)
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in text)
 
 
 def size(size_bytes: int) -> str:
     """Return a size in words."""
+    from rich.filesize import decimal
+
     return decimal(size_bytes)
 
 

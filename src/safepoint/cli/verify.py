@@ -8,9 +8,7 @@ from typing import Annotated
 
 import typer
 
-from safepoint import reader
 from safepoint.cli import output
-from safepoint.naming import EXTENSION, TEMPORARY_PREFIX
 
 DAMAGED = 1
 
@@ -23,22 +21,23 @@ def verify(
     EXIT STATUS: 0 if all are sound; 1 if one is not; 2 if a path is not there or a directory holds no checkpoint.
     """
     files = [file for path in paths for file in _checkpoints(output.existing(path))]
-    console = output.console()
     unsound = 0
     for file in files:
         problems = _problems(file)
         unsound += bool(problems)
         for problem in problems:
-            console.print(output.plain(f"{file}: {problem}", "red"))
+            output.line(f"{file}: {problem}", "red")
         if not problems:
-            console.print(output.plain(f"{file}: sound"))
+            output.line(f"{file}: sound")
     if unsound:
-        console.print(f"{unsound} of {len(files)} not sound")
+        output.line(f"{unsound} of {len(files)} not sound")
         raise typer.Exit(DAMAGED)
-    console.print(f"all {len(files)} sound" if len(files) > 1 else "OK")
+    output.line(f"all {len(files)} sound" if len(files) > 1 else "OK")
 
 
 def _checkpoints(path: Path) -> Iterator[Path]:
+    from safepoint.naming import EXTENSION, TEMPORARY_PREFIX
+
     if not path.is_dir():
         yield path
         return
@@ -49,6 +48,8 @@ def _checkpoints(path: Path) -> Iterator[Path]:
 
 
 def _problems(file: Path) -> list[str]:
+    from safepoint import reader
+
     try:
         return reader.verify(file)
     except OSError as error:

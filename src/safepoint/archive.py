@@ -1,0 +1,183 @@
+"""Where the manifest lies in a ``.ckpt``, found from the end of the file in two small reads.
+
+The manifest is the last record of the archive and the last entry of its directory, so that neither the directory (long
+if there are many storages) nor any tensor is read. Nothing in the file is trusted: every offset is checked against the
+file's size, every signature and name is compared, and the manifest must match its CRC-32. This file knows zip records
+and bytes; what the manifest says is ``manifest``'s, and whether the rest of the file holds is ``reader``'s.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+import struct
+from typing import NamedTuple
+
+from isal import isal_zlib
+
+from safepoint.errors import NotACheckpointError
+from safepoint.image import MANIFEST_RECORD
+
+MANIFEST_LIMIT_BYTES = 1 << 30
+
+_NAME = MANIFEST_RECORD.encode()
+_END = struct.Struct("<4s4H2IH")
+_LOCATOR = struct.Struct("<4sIQI")
+_END64 = struct.Struct("<4sQ2H2I4Q")
+_CENTRAL = struct.Struct("<4s6H3I5H2I")
+_LOCAL = struct.Struct("<4s5H3I2H")
+_EXTRA64 = struct.Struct("<2HQ")
+_STORED = 0
+_UINT16_MAX = 0xFFFF
+_UINT32_MAX = 0xFFFFFFFF
+_DESCRIPTOR_LIMIT_BYTES = 24
+_TAIL_BYTES = 16 << 10
+# Behind an end record there may be a comment, or what somebody appended.
+_LONGEST_TAIL_BYTES = _END.size + _UINT16_MAX
+
+
+class _Location(NamedTuple):
+    """Where the header of the manifest's record begins, where the directory does, and what the directory says of it."""
+
+    header_offset: int
+    directory_offset: int
+    size_bytes: int
+    crc: int
+
+
+def open_regular(path: str | os.PathLike[str]) -> int:
+    """Return a descriptor of the file at ``path``, for reading; what is no file is refused and never waited for."""
+    if not stat.S_ISREG(os.stat(path).st_mode):
+        raise NotACheckpointError("not a regular file")
+    return os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+
+
+def manifest_at(path: str | os.PathLike[str]) -> memoryview:
+    """Return the bytes of the manifest in the file at ``path``; the errors are those of ``manifest_bytes``."""
+    descriptor = open_regular(path)
+    try:
+        return _manifest(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def manifest_bytes(descriptor: int) -> bytes:
+    """Return the bytes of the manifest in an open file.
+
+    Raises:
+        NotACheckpointError: there is none, or the archive around it is not whole; the message says which.
+        OSError: the file cannot be read.
+
+    """
+    return bytes(_manifest(descriptor))
+
+
+def _manifest(descriptor: int) -> memoryview:
+    source = _Source(descriptor)
+    location = _locate(source)
+    record = source.read(location.header_offset, location.directory_offset - location.header_offset)
+    start = _data_offset(record)
+    # A view: a second copy of a long manifest would take longer than its checksum does.
+    data = memoryview(record)[start : start + location.size_bytes]
+    if len(data) != location.size_bytes or isal_zlib.crc32(data) != location.crc:
+        raise _broken("the manifest does not match its CRC-32")
+    return data
+
+
+class _Source:
+    """A file's bytes by offset, bounds checked; the last of them are read once."""
+
+    def __init__(self, descriptor: int) -> None:
+        self.size_bytes = os.fstat(descriptor).st_size
+        self._descriptor = descriptor
+        self._tail_offset = max(self.size_bytes - _TAIL_BYTES, 0)
+        self._tail = os.pread(descriptor, _TAIL_BYTES, self._tail_offset)
+
+    def tail(self, limit_bytes: int) -> bytes:
+        """Return at most the last ``limit_bytes``."""
+        size_bytes = min(limit_bytes, self.size_bytes)
+        return self.read(self.size_bytes - size_bytes, size_bytes)
+
+    def read(self, offset: int, size_bytes: int) -> bytes:
+        """Return exactly ``size_bytes`` from ``offset``; what would lie outside is refused before it is asked for."""
+        if offset < 0 or size_bytes < 0 or offset + size_bytes > self.size_bytes:
+            raise _broken("what it speaks of lies outside")
+        if offset >= self._tail_offset:
+            data = self._tail[offset - self._tail_offset :][:size_bytes]
+        else:
+            data = os.pread(self._descriptor, size_bytes, offset)
+        if len(data) != size_bytes:
+            raise _broken("it became shorter while it was read")
+        return data
+
+
+def _locate(source: _Source) -> _Location:
+    """Return what the last entry of the directory says, which is the manifest's in a file of ours."""
+    start, end = _directory(source)
+    for extra_bytes in (0, _EXTRA64.size):
+        offset = end - extra_bytes - len(_NAME) - _CENTRAL.size
+        if offset >= start:
+            entry = source.read(offset, end - offset)
+            if (found := _entry(entry, extra_bytes)) is not None:
+                return _checked(*found, directory_offset=start)
+    raise NotACheckpointError("it holds no Safepoint manifest: another program wrote it")
+
+
+def _directory(source: _Source) -> tuple[int, int]:
+    """Return where the directory begins and ends, as the records at the end of the archive say."""
+    offset = _end_record(source)
+    *_, size_bytes, start, _ = _END.unpack(source.read(offset, _END.size))
+    end = offset
+    locator = offset - _LOCATOR.size
+    if locator >= 0 and source.read(locator, 4) == b"PK\x06\x07":
+        end = locator - _END64.size
+        signature, *_, size_bytes, start = _END64.unpack(source.read(end, _END64.size))
+        if signature != b"PK\x06\x06":
+            raise _broken("its long end record is missing")
+    if start + size_bytes != end:
+        raise _broken("its directory is not where its end record says")
+    return start, end
+
+
+def _end_record(source: _Source) -> int:
+    for limit_bytes in (_TAIL_BYTES, _LONGEST_TAIL_BYTES):
+        tail = source.tail(limit_bytes)
+        found = tail.rfind(b"PK\x05\x06")
+        if found >= 0:
+            return source.size_bytes - len(tail) + found
+    raise _broken("it has no end record")
+
+
+def _entry(entry: bytes, extra_bytes: int) -> tuple[int, int, int, int] | None:
+    """Return method, CRC-32, size and offset of the manifest's entry, ``None`` if it is another's."""
+    signature, _, _, _, method, _, _, crc, _, size_bytes, *lengths, _, _, _, offset = _CENTRAL.unpack_from(entry)
+    name = entry[_CENTRAL.size : _CENTRAL.size + len(_NAME)]
+    if signature != b"PK\x01\x02" or name != _NAME or lengths != [len(_NAME), extra_bytes, 0]:
+        return None
+    if extra_bytes and offset == _UINT32_MAX:
+        *_, offset = _EXTRA64.unpack_from(entry, _CENTRAL.size + len(_NAME))
+    return method, crc, size_bytes, offset
+
+
+def _checked(method: int, crc: int, size_bytes: int, offset: int, *, directory_offset: int) -> _Location:
+    if method != _STORED or size_bytes > MANIFEST_LIMIT_BYTES:
+        raise NotACheckpointError("its manifest is compressed or absurdly long: not written by Safepoint")
+    around = directory_offset - offset - size_bytes
+    # What is read in one go is bounded by this: a header with its padding, the manifest, and its descriptor.
+    if not 0 <= around <= _LOCAL.size + 2 * _UINT16_MAX + _DESCRIPTOR_LIMIT_BYTES:
+        raise _broken("its manifest does not lie in front of its directory")
+    return _Location(offset, directory_offset, size_bytes, crc)
+
+
+def _data_offset(record: bytes) -> int:
+    """Return where the data begins in a record of the manifest that begins with its header."""
+    if len(record) < _LOCAL.size + len(_NAME):
+        raise _broken("the manifest's header is cut off")
+    signature, *_, name_bytes, extra_bytes = _LOCAL.unpack_from(record)
+    if signature != b"PK\x03\x04" or record[_LOCAL.size : _LOCAL.size + name_bytes] != _NAME:
+        raise _broken("the manifest's header is not where the directory says")
+    return _LOCAL.size + int(name_bytes) + int(extra_bytes)
+
+
+def _broken(why: str) -> NotACheckpointError:
+    return NotACheckpointError(f"no whole zip archive ({why}): cut off, damaged, or no checkpoint")
