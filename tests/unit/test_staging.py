@@ -193,6 +193,7 @@ def test_stats_tell_what_each_save_cost(tmp_path: Path) -> None:
     """Every durable save has its times in order, its bytes, and a line that says them; the record has it, too."""
     with Checkpointer(tmp_path, state=_state(), save=NEVER, keep=keep.all()) as saver:
         saver.save()
+        saver.wait()
         saver.step()
         began = time.perf_counter()
         path = saver.save()
