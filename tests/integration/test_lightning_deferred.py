@@ -14,9 +14,11 @@ import torch
 from models import OLD_TREESPEC, Framework, differences, fit
 from torch.utils.data import DataLoader, TensorDataset
 
-from safepoint import load, memory
+from safepoint import deferral, load, memory
 
 WIDTH = 192
+_WATCHED = ("state_dict", "optimizer_states", "current_model_state")
+"""Where the weights are: with weight averaging, the live ones are in the last."""
 pytestmark = OLD_TREESPEC
 
 
@@ -82,7 +84,7 @@ def _fit(framework: Framework, directory: Path, optimizer: str, *callbacks: Any,
 
         def on_save_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: dict[str, Any]) -> None:
             truth[f"step={trainer.global_step}.ckpt"] = copy.deepcopy(
-                {key: checkpoint[key] for key in ("state_dict", "optimizer_states")}
+                {key: checkpoint[key] for key in _WATCHED if key in checkpoint}
             )
 
     torch.manual_seed(1)
@@ -149,9 +151,16 @@ def test_deferred_copies_run_beside_forward_and_backward_in_a_fit(
 
 @pytest.mark.parametrize("options", [{}, {"val_check_interval": 2}, {"accumulate_grad_batches": 2}])
 def test_deferred_checkpoint_survives_weight_averaging(
-    framework: Framework, tmp_path: Path, options: dict[str, Any]
+    framework: Framework, tmp_path: Path, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Averaging exchanges the weights for validation, and for good at the end, unseen by any counter: no file is torn."""
+    """Averaging exchanges the weights for validation, and for good at the end, unseen by any counter."""
+    begin = deferral.Deferral._copy
+
+    def late(copies: deferral.Deferral) -> None:
+        time.sleep(0.15)  # longer than it takes from the end of a batch to the exchange
+        begin(copies)
+
+    monkeypatch.setattr(deferral.Deferral, "_copy", late)
 
     def halfway(average: torch.Tensor, current: torch.Tensor, count: object) -> torch.Tensor:
         return 0.5 * average + 0.5 * current
@@ -159,6 +168,7 @@ def test_deferred_checkpoint_survives_weight_averaging(
     averaging = framework.pl.callbacks.WeightAveraging(avg_fn=halfway)
     truth = _fit(framework, tmp_path / "ckpts", "plain", averaging, **options)
     assert len(truth) > 4
+    assert all("current_model_state" in expected for expected in truth.values())
     _assert_whole(tmp_path / "ckpts", truth)
 
 
