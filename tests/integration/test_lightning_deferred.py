@@ -149,24 +149,46 @@ def test_deferred_copies_run_beside_forward_and_backward_in_a_fit(
     _assert_whole(tmp_path / "ckpts", truth)
 
 
-@pytest.mark.parametrize("options", [{}, {"val_check_interval": 2}, {"accumulate_grad_batches": 2}])
+@pytest.mark.parametrize(
+    "options", [{}, {"val_check_interval": 2}, {"accumulate_grad_batches": 2}, {"limit_val_batches": 0}]
+)
 def test_deferred_checkpoint_survives_weight_averaging(
     framework: Framework, tmp_path: Path, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Averaging exchanges the weights for validation, and for good at the end, unseen by any counter."""
-    begin = deferral.Deferral._copy
+    begin, hold_back = deferral.Deferral._copy, deferral.Deferral.hold_back
+    may_begin = threading.Event()
 
-    def late(copies: deferral.Deferral) -> None:
-        time.sleep(0.15)  # longer than it takes from the end of a batch to the exchange
+    def at_the_worst_moment(copies: deferral.Deferral) -> None:
+        may_begin.wait(60)
         begin(copies)
 
-    monkeypatch.setattr(deferral.Deferral, "_copy", late)
+    def let_them_begin(copies: deferral.Deferral) -> None:
+        may_begin.set()
+        hold_back(copies)
+
+    monkeypatch.setattr(deferral.Deferral, "_copy", at_the_worst_moment)
+    monkeypatch.setattr(deferral.Deferral, "hold_back", let_them_begin)
+
+    class WorstMoment(framework.pl.Callback):  # type: ignore[misc, name-defined]
+        """Let the copies begin when the weights have been exchanged, unless a step needs them before."""
+
+        def on_train_batch_start(self, *_: Any) -> None:
+            may_begin.clear()
+
+        def on_validation_batch_start(self, *_: Any) -> None:
+            may_begin.set()
+            time.sleep(0.02)
+
+        def on_train_end(self, *_: Any) -> None:
+            may_begin.set()
+            time.sleep(0.02)
 
     def halfway(average: torch.Tensor, current: torch.Tensor, count: object) -> torch.Tensor:
         return 0.5 * average + 0.5 * current
 
     averaging = framework.pl.callbacks.WeightAveraging(avg_fn=halfway)
-    truth = _fit(framework, tmp_path / "ckpts", "plain", averaging, **options)
+    truth = _fit(framework, tmp_path / "ckpts", "plain", averaging, WorstMoment(), **options)
     assert len(truth) > 4
     assert all("current_model_state" in expected for expected in truth.values())
     _assert_whole(tmp_path / "ckpts", truth)
