@@ -201,6 +201,22 @@ def test_verify_finds_a_hole(sample: Sample, path: Path) -> None:
     assert verify(path) != []
 
 
+def test_verify_finds_flipped_bits_throughout_a_file_of_many_slabs(tmp_path: Path) -> None:
+    """In a file that is read ahead in slabs each damaged tensor is named, at the borders of the slabs too."""
+    state = {"model": {str(key): torch.arange(300_000) + key for key in range(7)}}
+    with Checkpointer(tmp_path, state=state, save=when.every(steps=1), keep=keep.latest()) as checkpointer:
+        checkpointer.step()
+    (path,) = tmp_path.glob("*.ckpt")
+    assert verify(path) == []
+    data, manifest = path.read_bytes(), reader.read_manifest(path)
+    layout = image.lay_out(manifest.pickle.size_bytes, [blob.size_bytes for blob in manifest.storages])
+    for border in range(1 << 20, len(data), 1 << 20):
+        for offset in (border - 1, border):
+            path.write_bytes(_flipped(data, offset, offset % 8))
+            entry = next(e for e in reversed(layout.entries) if e.header_offset <= offset)
+            assert verify(path)[0] == f"tensor 'model.{entry.name.split('/')[-1]}' does not match its digest"
+
+
 def _foreign(path: Path) -> None:
     torch.save({"a": torch.ones(3)}, path)
 
