@@ -27,7 +27,7 @@ from safepoint.records import Progress, Record
 
 if TYPE_CHECKING:
     from safepoint.checkpointer import Checkpointer
-    from safepoint.restore import load
+    from safepoint.loading import load
 
 __all__ = [
     "CaptureError",
@@ -49,7 +49,7 @@ __all__ = [
     "when",
 ]
 
-_NEEDS_TORCH = {"Checkpointer": "safepoint.checkpointer", "load": "safepoint.restore"}
+_NEEDS_TORCH = {"Checkpointer": "safepoint.checkpointer", "load": "safepoint.loading"}
 
 
 def __getattr__(name: str) -> Any:

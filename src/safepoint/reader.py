@@ -28,8 +28,11 @@ MANIFEST_LIMIT_BYTES = 1 << 30
 # What zipfile raises on bytes that are not a whole archive.
 _ZIP_ERRORS = (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError, ValueError, struct.error, MemoryError)
 
-Sink = Callable[[int, int, memoryview], None]
-"""Takes bytes of a storage as they pass by: its number, where in it they belong, and the bytes, valid for the call."""
+Sink = Callable[[int, int, memoryview], Callable[[], object]]
+"""Takes bytes of a storage as they pass by (its number, where in it they belong, the bytes) while they are hashed.
+
+What it returns is called then, and must return when it has done with them.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,9 +156,10 @@ def _record_problems(checkpoint: Opened, stream: _Stream, crcs: dict[str, int], 
             yield _own_bytes(entry.header_offset)
         sums, offset, key = Checksums(), 0, keys.get(entry.name)
         for piece in stream.pieces(entry.size_bytes):
+            taken = None if sink is None or key is None else sink(key, offset, piece)
             sums.update(piece)
-            if sink is not None and key is not None:
-                sink(key, offset, piece)
+            if taken is not None:
+                taken()
             offset += len(piece)
         behind = stream.read(len(image.descriptor(entry, 0)))
         crcs[entry.name] = sums.crc

@@ -22,7 +22,7 @@ LEVELS = (
     ("schedule", "ledger"),
     ("state",),
     ("stores", "signals", "staging", "capture", "reader"),
-    ("writer", "restore", "catalog"),
+    ("writer", "loading", "in_place", "restore", "catalog"),
     ("pipeline",),
     ("run",),
     ("checkpointer",),
@@ -34,6 +34,8 @@ PURE = ("errors", "records", "when", "keep", "schedule", "ledger", "state", "nam
 TORCH = {
     "capture",
     "staging",
+    "loading",
+    "in_place",
     "restore",
     "pipeline",
     "integrations.model_checkpoint",
