@@ -241,7 +241,7 @@ def test_checkpoint_of_another_model_is_refused(tmp_path: Path) -> None:
         "model.extra.weight: not in the checkpoint",
         "model.2.bias: in the checkpoint, but not in the model",
         "model.0.weight: shape (4, 4) in the checkpoint, (4, 5) in the model",
-        "scheduler: not in the checkpoint, which holds model, optimizer",
+        "scheduler: not in the checkpoint, which holds model, optimizer\n",
     ):
         assert expected in str(caught.value)
     assert all(torch.equal(tensor, before[name]) for name, tensor in other.state_dict().items())

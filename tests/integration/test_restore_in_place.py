@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -11,39 +10,31 @@ from typing import Any
 import pytest
 import torch
 from loop import Training, equal
+from nets import (
+    Net,
+    add,
+    alone,
+    flat,
+    flip,
+    head,
+    let_torch_clone,
+    make,
+    mixed,
+    part_first,
+    save,
+    tied,
+    turned,
+    two,
+    untied,
+    whole_and_other_part,
+    whole_and_part,
+    whole_numbers,
+    with_cache,
+)
 
 import safepoint
-from safepoint import Checkpointer, image, keep, reader, when
-
-
-def make(directory: Path, state: dict[str, Any]) -> Checkpointer:
-    """Return a checkpointer that saves every step and keeps all."""
-    return Checkpointer(directory, state=state, save=when.every(steps=1), keep=keep.all())
-
-
-def save(directory: Path, state: dict[str, Any]) -> Path:
-    """Save ``state`` and return the path."""
-    with make(directory, state) as checkpointer:
-        return checkpointer.save()
-
-
-def add(directory: Path, state: dict[str, Any]) -> Path:
-    """Save ``state`` as another run would, and return its path among the checkpoints of ``directory``."""
-    return save(directory / "elsewhere", state).rename(directory / "newer.ckpt")
-
-
-def flip(path: Path, record: str, at: float = 0.5) -> None:
-    """Flip one bit of ``path``, in the data of ``record`` (``"pickle"`` or a tensor's path)."""
-    manifest = reader.read_manifest(path)
-    layout = image.lay_out(manifest.pickle.size_bytes, [blob.size_bytes for blob in manifest.storages])
-    keys = {tensor.path: tensor.storage for tensor in manifest.tensors}
-    entry = layout.pickle if record == "pickle" else layout.storages[keys[record]]
-    with path.open("r+b") as file:
-        offset = entry.data_offset + int(at * entry.size_bytes)
-        file.seek(offset)
-        byte = file.read(1)[0]
-        file.seek(offset)
-        file.write(bytes([byte ^ 1]))
+from safepoint import image, reader
+from safepoint.in_place import live_storages
 
 
 def addresses(training: Training) -> list[int]:
@@ -52,90 +43,27 @@ def addresses(training: Training) -> list[int]:
     return [tensor.data_ptr() for tensor in (*training.model.parameters(), *moments)]
 
 
-class Net(torch.nn.Module):
-    """A module of the given tensors: parameters, and buffers where they are not floating-point."""
-
-    def __init__(self, **tensors: torch.Tensor) -> None:
-        super().__init__()
-        for name, tensor in tensors.items():
-            if isinstance(tensor, torch.nn.Parameter) or tensor.is_floating_point():
-                known = isinstance(tensor, torch.nn.Parameter)
-                self.register_parameter(name, tensor if known else torch.nn.Parameter(tensor))
-            else:
-                self.register_buffer(name, tensor)
-
-
-def tied(**more: torch.Tensor) -> Net:
-    """Return a module in which ``a`` and ``b`` are one parameter."""
-    one = torch.nn.Parameter(torch.randn(3, 4))
-    return Net(a=one, b=one, **more)
-
-
-def untied() -> Net:
-    """Return a module in which ``a`` and ``b`` are two."""
-    return Net(a=torch.randn(3, 4), b=torch.randn(3, 4))
-
-
-def flat() -> Net:
-    """Return a module whose parameters are views of one buffer, of which a part belongs to nobody."""
-    one = torch.randn(40)
-    return Net(a=one[:12].view(3, 4), b=one[12:24].view(3, 4))
-
-
-def whole_and_part() -> Net:
-    """Return a module in which ``b`` is a part of ``a``."""
-    one = torch.randn(6, 4)
-    return Net(a=one, b=one[1:4])
-
-
-def part_first() -> Net:
-    """Return the same with the part first."""
-    one = torch.randn(6, 4)
-    return Net(b=one[1:4], a=one)
-
-
-def two() -> Net:
-    """Return a module in which ``b`` has the shape of a part of ``a``, and a storage of its own."""
-    return Net(a=torch.randn(6, 4), b=torch.randn(3, 4))
-
-
-def with_cache() -> Net:
-    """Return a module with a buffer that is not saved and lies on a parameter's storage."""
-    net = untied()
-    net.register_buffer("cache", net.a.detach()[:2], persistent=False)
-    return net
-
-
-def mixed() -> Net:
-    """Return a module of many kinds: transposed, channels last, empty, scalar, whole numbers, narrow, complex."""
-    return Net(
-        transposed=torch.randn(4, 3).t(),
-        last=torch.randn(2, 3, 4, 5).to(memory_format=torch.channels_last),
-        empty=torch.zeros(0, 3),
-        scalar=torch.randn(()),
-        count=torch.randint(9, (5,)),
-        flags=torch.rand(3) > 0.5,
-        narrow=torch.randn(3).bfloat16(),
-        complex=torch.nn.Parameter(torch.randn(3, dtype=torch.complex64)),
-    )
-
-
+SAME: list[Callable[[], Net]] = [untied, tied, whole_and_part, mixed, turned]
 PAIRS: list[tuple[Callable[[], Net], Callable[[], Net]]] = [
-    (untied, untied),
-    (tied, tied),
+    *zip(SAME, SAME, strict=True),
     (tied, untied),
     (untied, tied),
     (untied, flat),
     (flat, untied),
     (flat, flat),
-    (whole_and_part, whole_and_part),
+    (whole_and_part, whole_and_other_part),
+    (head, alone),
+    (alone, head),
+    (alone, turned),
+    (turned, alone),
+    (whole_numbers, alone),
+    (alone, whole_numbers),
     (whole_and_part, two),
     (two, whole_and_part),
     (two, part_first),
     (part_first, two),
     (untied, with_cache),
     (with_cache, with_cache),
-    (mixed, mixed),
 ]
 
 
@@ -159,6 +87,40 @@ def test_restore_does_what_load_state_dict_does(
     for name, tensor in here.items():
         assert torch.equal(tensor, there[name]), name
         assert (tensor.dtype, tensor.stride()) == (there[name].dtype, there[name].stride())
+
+
+def _addresses_in_place(before: Net, live: Net) -> set[int]:
+    saved = {"model": before.state_dict()}
+    storages = [tensor.untyped_storage() for tensor in saved["model"].values()]
+    keys = {storage.data_ptr(): key for key, storage in enumerate(storages)}
+    sizes = [storage.nbytes() for storage in storages]
+    found = live_storages({"model": live}, saved, lambda storage: keys.get(storage.data_ptr()), sizes)
+    return {storage.data_ptr() for storage in found.values()}
+
+
+@pytest.mark.parametrize("build", SAME, ids=lambda build: build.__name__)
+def test_tensors_that_lie_as_they_were_saved_are_read_in_place(build: Callable[[], Net]) -> None:
+    """Tied, transposed, a part of another, of whatever kind: what lies here as there needs no other memory."""
+    live = build()
+    expected = {t.untyped_storage().data_ptr() for t in (*live.parameters(), *live.buffers()) if t.numel()}
+    assert _addresses_in_place(build(), live) == expected
+
+
+@pytest.mark.parametrize("before", [turned, head, whole_numbers], ids=lambda build: build.__name__)
+def test_tensor_that_lies_in_another_way_is_not_read_in_place(before: Callable[[], Net]) -> None:
+    """Other strides, a longer storage, another dtype of the same width: these are left to ``load_state_dict``."""
+    assert _addresses_in_place(before(), alone()) == set()
+
+
+def test_expanded_tensor_is_not_filled_in_place(tmp_path: Path) -> None:
+    """A tensor that shows one element several times, which torch refuses to copy into, is refused as ever."""
+    base = torch.zeros(4, dtype=torch.int64)
+    state = {"model": Net(count=base.as_strided((4,), (0,)))}
+    save(tmp_path, state)
+    base += torch.arange(4)
+    with pytest.raises(safepoint.StateMismatchError, match="refuses what was saved"):
+        make(tmp_path, state).restore()
+    assert base.tolist() == [0, 1, 2, 3]
 
 
 def test_restore_leaves_alone_what_shares_memory_and_is_not_in_the_state(tmp_path: Path) -> None:
@@ -370,6 +332,29 @@ def test_restore_that_has_changed_nothing_says_nothing_of_it(tmp_path: Path) -> 
     assert equal(training.weights(), before)
 
 
+def test_damage_that_touches_no_live_tensor_is_not_said_to(tmp_path: Path) -> None:
+    """Where all is read into new tensors, the live objects are as they were, and the error says nothing of parts."""
+    average = Average()
+    flip(save(tmp_path, {"average": average}), "average.mean")
+    with pytest.raises(safepoint.RestoreError, match=r"tensor 'average\.mean'") as caught:
+        make(tmp_path, {"average": average}).restore()
+    assert "parts of a damaged" not in str(caught.value)
+
+
+def test_damage_that_torch_trips_over_is_damage(tmp_path: Path) -> None:
+    """Where torch itself refuses what a damaged tensor holds, the checkpoint is skipped as any damaged one is."""
+    net = torch.nn.Module()
+    net.register_buffer("s", torch.eye(3).to_sparse())
+    path = save(tmp_path, {"model": net})
+    manifest = reader.read_manifest(path)
+    layout = image.lay_out(manifest.pickle.size_bytes, [blob.size_bytes for blob in manifest.storages])
+    with path.open("r+b") as file:
+        file.seek(layout.storages[0].data_offset + 7)  # the first index
+        file.write(b"\x7f")
+    with torch.sparse.check_sparse_tensor_invariants(), pytest.raises(safepoint.RestoreError, match="storage 0"):
+        make(tmp_path, {"model": net}).restore()
+
+
 def test_damaged_checkpoint_of_another_model_is_skipped(tmp_path: Path) -> None:
     """What is damaged is skipped, whether it would have fitted or not."""
     training = Training()
@@ -411,101 +396,7 @@ def test_restore_goes_another_way_where_torch_maps_in_another_way(
     expected = training.weights()
     save(tmp_path, training.state)
     training.advance()
-    _let_torch_clone(monkeypatch)
+    let_torch_clone(monkeypatch)
     with make(tmp_path, training.state) as checkpointer:
         checkpointer.restore()
     assert equal(training.weights(), expected)
-
-
-def _let_torch_clone(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let ``torch.load`` hand clones of its storages to a callable."""
-    load = torch.load
-
-    def cloning(path: Any, map_location: Any = None, **options: Any) -> Any:
-        handed = (lambda storage, tag: map_location(storage.clone(), tag)) if callable(map_location) else map_location
-        return load(path, handed, **options)
-
-    monkeypatch.setattr(torch, "load", cloning)
-
-
-def _everything() -> dict[str, Any]:
-    shared = torch.arange(10.0)
-    return {
-        "net": mixed().state_dict(),
-        "tied": tied().state_dict(),
-        "views": [shared[:4], shared[2:], shared.view(2, 5).t()],
-        "sparse": torch.eye(3).to_sparse(),
-        "parameter": torch.nn.Parameter(torch.ones(2)),
-        "expanded": torch.ones(1).expand(4),
-        "large": torch.randn(700, 700),
-        "plain": {"epoch": 3, "names": ("a", "b")},
-    }
-
-
-def _dense(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor.to_dense() if tensor.is_sparse else tensor
-
-
-def _same(here: Any, there: Any) -> bool:
-    if isinstance(here, torch.Tensor):
-        return type(here) is type(there) and here.layout == there.layout and torch.equal(_dense(here), _dense(there))
-    if isinstance(here, dict):
-        return here.keys() == there.keys() and all(_same(here[key], there[key]) for key in here)
-    if isinstance(here, list | tuple):
-        return len(here) == len(there) and all(_same(a, b) for a, b in zip(here, there, strict=True))
-    return bool(here == there)
-
-
-OPTIONS: list[dict[str, Any]] = [
-    {},
-    {"map_location": "cpu"},
-    {"map_location": torch.device("cpu")},
-    {"map_location": {"cpu": "cpu"}},
-    {"map_location": lambda storage, tag: storage},
-    {"mmap": True},
-    {"weights_only": False},
-]
-
-
-@pytest.mark.parametrize("options", OPTIONS, ids=str)
-@pytest.mark.parametrize("clones", [False, True], ids=["maps", "clones"])
-def test_load_returns_what_torch_load_returns(
-    tmp_path: Path, options: dict[str, Any], *, clones: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Whatever the options, and whether or not torch maps as expected: the same state, sharing storages as it did."""
-    path = save(tmp_path, {"all": _everything()})
-    expected = torch.load(path, **{"weights_only": True, **options})
-    if clones:
-        _let_torch_clone(monkeypatch)
-    found = safepoint.load(path, **options)
-    assert _same(found, expected)
-    views = found["all"]["views"]
-    assert len({view.untyped_storage().data_ptr() for view in views}) == 1
-
-
-def test_load_onto_no_device_reads_no_data(tmp_path: Path) -> None:
-    """With ``map_location="meta"`` the tensors have shapes and no data, as with torch; the file is verified."""
-    path = save(tmp_path, {"model": Training().model})
-    assert safepoint.load(path, map_location="meta")["model"]["0.weight"].device.type == "meta"
-    flip(path, "model.0.weight")
-    with pytest.raises(safepoint.DamagedCheckpointError):
-        safepoint.load(path, map_location="meta")
-
-
-@pytest.mark.parametrize("options", [{}, {"mmap": True}, {"map_location": {}}], ids=str)
-def test_load_reads_one_file_though_its_name_is_given_away(
-    tmp_path: Path, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A checkpoint that another takes the place of while it is loaded is loaded whole: data and structure are one's."""
-    old = save(tmp_path / "old", {"all": {"name": "old", "data": torch.zeros(4)}})
-    new = save(tmp_path / "new", {"all": {"name": "new", "data": torch.ones(4)}})
-    load = torch.load
-
-    def late(*arguments: Any, **keywords: Any) -> Any:
-        if new.exists():
-            os.replace(new, old)
-        return load(*arguments, **keywords)
-
-    monkeypatch.setattr(torch, "load", late)
-    found = safepoint.load(old, **options)["all"]
-    assert (found["name"], found["data"].tolist()) == ("old", [0, 0, 0, 0])
