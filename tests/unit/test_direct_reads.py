@@ -26,7 +26,7 @@ def _file(path: Path, data: bytes) -> Iterator[int]:
         os.close(descriptor)
 
 
-@pytest.mark.parametrize("size", [0, 1, 4096, MIB, MIB + 1, 4 * MIB, 20 * MIB, 21 * MIB + 4095])
+@pytest.mark.parametrize("size", [0, 1, 4096, MIB + 1, 4 * MIB, 4 * MIB + 1, 20 * MIB, 21 * MIB + 4095])
 def test_read_chunks_yields_the_file_in_order(tmp_path: Path, size: int) -> None:
     """Chunk behind chunk, nothing left out and nothing twice, from one byte to more slabs than there are."""
     data = os.urandom(size)
@@ -79,7 +79,7 @@ def test_read_chunks_given_up_leaves_nothing_behind(tmp_path: Path) -> None:
 
 
 def test_read_chunks_of_a_short_file_needs_no_thread(tmp_path: Path) -> None:
-    """Up to a mebibyte is read at once."""
+    """What fits into one slab is read at once: the threads would cost more than they bring."""
     with _file(tmp_path / "x", bytes(MIB)) as descriptor:
         chunks = read_chunks(descriptor, MIB)
         next(chunks)

@@ -22,8 +22,6 @@ IN_FLIGHT = 2
 """How many slabs are on their way at once, each by a thread of its own."""
 _READ_SLAB_BYTES = 4 << 20
 """Short enough to be in the processor's cache still while it is hashed and copied."""
-_PLAIN_BYTES = 1 << 20
-"""Up to here the threads cost more than they bring."""
 _REFUSED = (errno.EINVAL, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS)
 
 
@@ -58,10 +56,10 @@ def write_chunks(descriptor: int, chunks: Iterable[bytes | memoryview]) -> None:
 def read_chunks(descriptor: int, size_bytes: int) -> Generator[tuple[int, memoryview]]:
     """Yield (offset, bytes) of the file's first ``size_bytes``, in order; a chunk is valid until the next is asked for.
 
-    Reads ahead in threads, past the page cache; a short file plainly, at once. The file may turn out shorter: then the
-    last chunk is.
+    Reads ahead in threads, past the page cache; what fits into one slab plainly and at once. Of a file that turns out
+    shorter, what there is.
     """
-    if size_bytes <= _PLAIN_BYTES:
+    if size_bytes <= _READ_SLAB_BYTES:
         whole = memoryview(bytearray(size_bytes))
         yield 0, whole[: _read_at(descriptor, whole, 0)]
         return
