@@ -24,9 +24,9 @@ if TYPE_CHECKING:
         SaveError,
         StateMismatchError,
     )
+    from safepoint.loading import load
     from safepoint.reader import verify
     from safepoint.records import Progress, Record, SaveStats
-    from safepoint.restore import load
 
 __all__ = [
     "CaptureError",
@@ -54,7 +54,7 @@ _HOMES = {
     "Progress": "records",
     "Record": "records",
     "SaveStats": "records",
-    "load": "restore",
+    "load": "loading",
     "verify": "reader",
 }
 """Where a name is defined; errors, all the others, are in ``errors``, and modules are themselves."""

@@ -15,17 +15,12 @@ from typing import Any, Self
 
 import torch
 
-from safepoint import reader, schedule
 from safepoint import restore as restoring
+from safepoint import schedule
 from safepoint.capture import rng_state, set_rng_state
 from safepoint.catalog import Catalog, best_of
 from safepoint.deferral import Live
-from safepoint.errors import (
-    ConfigurationError,
-    MissingMetricError,
-    RestoreError,
-    StateMismatchError,
-)
+from safepoint.errors import ConfigurationError, MissingMetricError
 from safepoint.keep import Mode, PreservationPolicy
 from safepoint.ledger import Ledger
 from safepoint.naming import check_template, first_free
@@ -128,34 +123,26 @@ class Checkpointer:
         Checkpoints that do not verify are skipped with a warning that says why, and are left where they are. The run
         goes on under its old identity: the checkpoints that it wrote before count for ``keep`` again.
 
+        Nothing is changed before the state has been found to fit. Then the file is read once, and verified on its way
+        into the tensors that are there; damage found on the way is made good by the next older checkpoint.
+
         Returns where to go on; a fresh start (``path=None``, ``step=0``) if the directory holds no checkpoint.
 
         Raises:
-            RestoreError: there are checkpoints and none verifies; says what was tried.
-            StateMismatchError: the newest sound one is of another model or optimizer; nothing was changed.
+            RestoreError: there are checkpoints and none verifies; says what was tried. If it says so, the objects in
+                ``state`` may hold parts of a damaged one, and must not be used.
+            StateMismatchError: the newest sound one is of another model or optimizer; nothing was restored.
 
         """
         self._check_open()
         self.wait()
         catalog = Catalog.of(self.directory)
-        record, skipped = self._newest_sound(catalog)
-        for path, problem in skipped.items():
-            warnings.warn(f"{path} was skipped and left alone: {problem}", RuntimeWarning, stacklevel=2)
-        if record is None:
-            return self._progress
-        progress = catalog.manifests[record.path].progress(record.path)
-        if progress is None:
-            raise StateMismatchError(
-                f"{record.path} was saved by the Lightning drop-in: resume it with trainer.fit(ckpt_path=...), "
-                "or read it with safepoint.load()."
-            )
-        loaded = restoring.load(record.path, map_location="cpu")
-        own = loaded.pop(OWN_ENTRY)
-        restoring.put_back(self._state, loaded, record.path)
-        set_rng_state(own["rng"])
-        self._progress = progress
-        self._adopt(catalog, record, skipped)
-        return progress
+        restored = restoring.restore_newest(self._state, self.directory, catalog, OWN_ENTRY)
+        if restored is not None:
+            set_rng_state(restored.own["rng"])
+            self._progress = restored.progress
+            self._adopt(catalog, restored.record, restored.skipped)
+        return self._progress
 
     def step(self, **metrics: Any) -> None:
         """Count one optimizer step and save if that is due; call it once after each ``optimizer.step()``.
@@ -338,30 +325,6 @@ class Checkpointer:
         for metric in sorted(self._keep_policy.metrics - self._seen):
             remedy = f"Pass epoch_end({metric}=...); in an epoch without a measurement, float('nan')."
             raise MissingMetricError(metric, f"keep.best({metric!r})", present or self._seen, remedy)
-
-    def _newest_sound(self, catalog: Catalog) -> tuple[Record | None, dict[Path, str]]:
-        """Return the newest record that verifies, and what was tried before it with why not."""
-        skipped: dict[Path, str] = {}
-        for record in reversed(catalog.records):
-            problems = self._problems(record.path)
-            if not problems:
-                return record, skipped
-            skipped[record.path] = problems
-        skipped |= catalog.unreadable
-        if skipped:
-            tried = "\n".join(f"  {path}: {problem}" for path, problem in skipped.items())
-            raise RestoreError(
-                f"no checkpoint in {self.directory} verifies; tried:\n{tried}\n"
-                "Give another directory, or move these files away to start afresh."
-            )
-        return None, skipped
-
-    @staticmethod
-    def _problems(path: Path) -> str:
-        try:
-            return "; ".join(reader.verify(path))
-        except OSError as error:
-            return str(error)
 
     def _adopt(self, catalog: Catalog, record: Record, skipped: Mapping[Path, str]) -> None:
         p = self._progress

@@ -1,13 +1,15 @@
-"""Read what a checkpoint says about itself, and verify that it holds.
+"""Read what a checkpoint says about itself, and verify that it holds, in one pass over the file.
 
 Reads files and never unpickles: nothing in a checkpoint can run code from here. Imports no torch, so that the command
-line answers at once; ``restore`` is where tensors are loaded.
+line answers at once; ``loading`` is where the bytes that pass by become tensors.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import BinaryIO
 
 from safepoint import archive, image
@@ -15,8 +17,76 @@ from safepoint.checksums import Checksums, checksums
 from safepoint.errors import NotACheckpointError
 from safepoint.image import Entry, Layout
 from safepoint.manifest import HistoryEntry, Manifest, Summary, decode, decode_history, decode_summary
+from safepoint.stores import direct
 
-_CHUNK_BYTES = 4 << 20
+Sink = Callable[[int, int, memoryview], Callable[[], object]]
+"""Takes bytes of a storage as they pass by (its number, where in it they belong, the bytes) while they are hashed.
+
+What it returns is called then, and must return when it has done with them.
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """An open checkpoint, its manifest, and where everything lies in it.
+
+    The open file stays the same one, whatever happens to its name.
+    """
+
+    file: BinaryIO
+    manifest: Manifest
+    manifest_bytes: bytes
+    layout: Layout
+
+    @property
+    def size_bytes(self) -> int:
+        """The size of the file."""
+        return os.fstat(self.file.fileno()).st_size
+
+    @property
+    def has_sound_pickle(self) -> bool:
+        """Whether ``data.pkl``, which tells how the state is built, matches its digest."""
+        entry = self.layout.pickle
+        self.file.seek(entry.data_offset)
+        return checksums(self.file.read(min(entry.size_bytes, self.size_bytes))).digest == self.manifest.pickle.digest
+
+    @property
+    def digests(self) -> dict[str, str]:
+        """The digest that the data of each record must have, by the record's name."""
+        layout, manifest = self.layout, self.manifest
+        known = {layout.pickle.name: manifest.pickle.digest}
+        known |= {e.name: blob.digest for e, blob in zip(layout.storages, manifest.storages, strict=True)}
+        known |= {e.name: checksums(content).digest for e, content in layout.constants}
+        return {**known, layout.manifest.name: checksums(self.manifest_bytes).digest}
+
+    def subject(self, entry: Entry) -> str:
+        """Return what a person calls the record ``entry``."""
+        if entry == self.layout.pickle:
+            return "the structure of the state (data.pkl)"
+        if entry not in self.layout.storages:
+            return f"the archive's own record {entry.name!r}"
+        key = self.layout.storages.index(entry)
+        named = [repr(tensor.path) for tensor in self.manifest.tensors if tensor.storage == key]
+        if not named:
+            return f"storage {key}"
+        more = f" (and {len(named) - 1} more on its storage)" if len(named) > 1 else ""
+        return f"tensor {named[0]}{more}"
+
+
+@contextlib.contextmanager
+def opened(path: str | os.PathLike[str]) -> Iterator[Opened]:
+    """Open the checkpoint at ``path``.
+
+    Raises:
+        NotACheckpointError: the file is no whole Safepoint checkpoint; the message says why.
+        OSError: it cannot be opened.
+
+    """
+    with os.fdopen(archive.open_regular(path), "rb") as file:
+        data = archive.manifest_bytes(file.fileno())
+        manifest = decode(data)
+        sizes = [blob.size_bytes for blob in manifest.storages]
+        yield Opened(file, manifest, data, image.lay_out(manifest.pickle.size_bytes, sizes, len(data)))
 
 
 def read_manifest(path: str | os.PathLike[str]) -> Manifest:
@@ -51,69 +121,76 @@ def verify(path: str | os.PathLike[str]) -> list[str]:
 
     """
     try:
-        with os.fdopen(archive.open_regular(path), "rb") as file:
-            data = archive.manifest_bytes(file.fileno())
-            return list(_problems(file, decode(data), data))
+        with opened(path) as checkpoint:
+            return list(problems(checkpoint))
     except NotACheckpointError as error:
         return [str(error)]
 
 
-def _problems(file: BinaryIO, manifest: Manifest, manifest_bytes: bytes) -> Iterator[str]:
-    layout = image.lay_out(
-        manifest.pickle.size_bytes, [blob.size_bytes for blob in manifest.storages], len(manifest_bytes)
-    )
-    size = os.fstat(file.fileno()).st_size
-    if layout.manifest.end > size:
-        yield f"cut off: its manifest speaks of {layout.manifest.end} bytes or more, and the file has {size}"
+def problems(checkpoint: Opened, sink: Sink | None = None) -> Iterator[str]:
+    """Read the whole file once, in order, and yield what is wrong with it; ``sink`` gets the storages on the way.
+
+    What it got is verified only when the iterator has ended without a problem.
+    """
+    end = checkpoint.layout.manifest.end
+    size = checkpoint.size_bytes
+    if end > size:
+        yield f"cut off: its manifest speaks of {end} bytes or more, and the file has {size}"
         return
-    crcs = {entry.name: checksums(content).crc for entry, content in layout.constants}
-    crcs[layout.manifest.name] = checksums(manifest_bytes).crc
-    blobs = ((layout.pickle, manifest.pickle), *zip(layout.storages, manifest.storages, strict=True))
-    for entry, blob in blobs:
-        sums = _checksums_of(file, entry)
+    with contextlib.closing(direct.read_chunks(checkpoint.file.fileno(), size)) as chunks:
+        stream = _Stream(chunk for _, chunk in chunks)
+        crcs: dict[str, int] = {}
+        yield from _record_problems(checkpoint, stream, crcs, sink)
+        expected = image.directory(checkpoint.layout, crcs)
+        if stream.read(len(expected)) != expected:
+            yield _own_bytes(end)
+    if size != end + len(expected):
+        yield f"it has {size} bytes where {end + len(expected)} are accounted for"
+
+
+def _record_problems(checkpoint: Opened, stream: _Stream, crcs: dict[str, int], sink: Sink | None) -> Iterator[str]:
+    """Take every record from ``stream``, and its CRC-32 into ``crcs``."""
+    digests, keys = checkpoint.digests, {entry.name: key for key, entry in enumerate(checkpoint.layout.storages)}
+    for entry in checkpoint.layout.entries:
+        if stream.read(entry.data_offset - entry.header_offset) != image.local_header(entry):
+            yield _own_bytes(entry.header_offset)
+        sums, offset, key = Checksums(), 0, keys.get(entry.name)
+        for piece in stream.pieces(entry.size_bytes):
+            taken = None if sink is None or key is None else sink(key, offset, piece)
+            sums.update(piece)
+            if taken is not None:
+                taken()
+            offset += len(piece)
+        behind = stream.read(len(image.descriptor(entry, 0)))
         crcs[entry.name] = sums.crc
-        if sums.digest != blob.digest:
-            crcs[entry.name] = _stored_crc(file, entry)  # one problem, told once
-            yield f"{_subject(entry, layout, manifest)} does not match its digest"
-    yield from _frame_problems(file, layout, crcs, manifest_bytes, size)
+        if sums.digest != digests[entry.name]:
+            crcs[entry.name] = int.from_bytes(behind[4:8], "little")  # one problem, told once
+            yield f"{checkpoint.subject(entry)} does not match its digest"
+        if behind != image.descriptor(entry, crcs[entry.name]):
+            yield _own_bytes(entry.data_offset + entry.size_bytes)
 
 
-def _frame_problems(
-    file: BinaryIO, layout: Layout, crcs: dict[str, int], manifest_bytes: bytes, size: int
-) -> Iterator[str]:
-    """Compare everything that is not data with what the manifest says it must be."""
-    end = 0
-    for offset, expected in (*image.frame(layout, crcs), (layout.manifest.data_offset, manifest_bytes)):
-        file.seek(offset)
-        if file.read(len(expected)) != expected:
-            yield f"the archive's own bytes at offset {offset} are not what they must be (header, padding or checksum)"
-        end = max(end, offset + len(expected))
-    if size != end:
-        yield f"it has {size} bytes where {end} are accounted for"
+class _Stream:
+    """The bytes of a file in order, whatever chunks they come in; fewer if it ends early."""
+
+    def __init__(self, chunks: Iterator[memoryview]) -> None:
+        self._chunks = chunks
+        self._left = memoryview(b"")
+
+    def pieces(self, size_bytes: int) -> Iterator[memoryview]:
+        """Take the next ``size_bytes`` without a copy; a piece is valid until the next is asked for."""
+        while size_bytes:
+            self._left = self._left or next(self._chunks, self._left)
+            if not self._left:
+                return
+            piece, self._left = self._left[:size_bytes], self._left[size_bytes:]
+            size_bytes -= len(piece)
+            yield piece
+
+    def read(self, size_bytes: int) -> bytes:
+        """Take the next ``size_bytes``."""
+        return b"".join(self.pieces(size_bytes))
 
 
-def _checksums_of(file: BinaryIO, entry: Entry) -> Checksums:
-    sums = Checksums()
-    file.seek(entry.data_offset)
-    left = entry.size_bytes
-    while left and (chunk := file.read(min(left, _CHUNK_BYTES))):
-        sums.update(chunk)
-        left -= len(chunk)
-    return sums
-
-
-def _stored_crc(file: BinaryIO, entry: Entry) -> int:
-    """Return the CRC-32 that stands behind the data."""
-    file.seek(entry.data_offset + entry.size_bytes + 4)
-    return int.from_bytes(file.read(4), "little")
-
-
-def _subject(entry: Entry, layout: Layout, manifest: Manifest) -> str:
-    if entry is layout.pickle:
-        return "the structure of the state (data.pkl)"
-    key = layout.storages.index(entry)
-    named = [repr(tensor.path) for tensor in manifest.tensors if tensor.storage == key]
-    if not named:
-        return f"storage {key}"
-    more = f" (and {len(named) - 1} more on its storage)" if len(named) > 1 else ""
-    return f"tensor {named[0]}{more}"
+def _own_bytes(offset: int) -> str:
+    return f"the archive's own bytes at offset {offset} are not what they must be (header, padding or checksum)"

@@ -1,67 +1,45 @@
-"""Load a checkpoint safely, and put its state back into live objects.
+"""Put a checkpoint back into live objects: the newest that is sound, and only what fits.
 
-The file is verified before it is loaded, and loaded with PyTorch's restricted unpickler unless the caller says
-otherwise. Whether the state fits the live objects is found out before the first of them is changed.
+Whether the state fits is found out before the first live byte is changed. Then the file is read once, straight into the
+live tensors where they are as they were saved, and ``load_state_dict`` does the rest.
 """
 
 from __future__ import annotations
 
-import os
 import pickle
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from safepoint import reader
-from safepoint.errors import CheckpointError, DamagedCheckpointError, NotACheckpointError, StateMismatchError
+from safepoint import loading, reader
+from safepoint.catalog import Catalog
+from safepoint.errors import CheckpointError, NotACheckpointError, RestoreError, StateMismatchError
+from safepoint.in_place import live_storages
+from safepoint.loading import KeyOf
+from safepoint.reader import Opened
+from safepoint.records import Progress, Record
 
-MapLocation = str | torch.device | dict[str, str] | Callable[[Any, str], Any] | None
+_TORN = (
+    "Tensors of the objects in state= may hold parts of a damaged checkpoint by now: build these objects anew before "
+    "you use them."
+)
 
 
-def load(
-    path: str | os.PathLike[str],
-    *,
-    map_location: MapLocation = None,
-    mmap: bool = False,
-    weights_only: bool = True,
-    trust: Iterable[Callable[..., Any]] = (),
-) -> Any:
-    """Return what ``torch.load`` returns for ``path``, after verifying every byte of it.
+@dataclass(frozen=True, slots=True)
+class Restored:
+    """What was restored: from which checkpoint, where to go on, and what Safepoint itself had put into it.
 
-    ``map_location``, ``mmap`` and ``weights_only`` mean what they mean there; ``trust`` lists the classes and functions
-    that may be loaded besides PyTorch's own safe ones.
-
-    Raises:
-        NotACheckpointError: Safepoint did not write the file.
-        DamagedCheckpointError: the file does not match its digests; the message names the tensors.
-        CheckpointError: the state needs a class that is neither safe nor in ``trust``.
-        OSError: the file cannot be read.
-
+    ``skipped`` are the newer ones that did not verify, with what is wrong with them.
     """
-    check_sound(Path(path))
-    try:
-        with torch.serialization.safe_globals(list(trust)):
-            return torch.load(path, map_location=map_location, mmap=mmap, weights_only=weights_only)
-    except pickle.UnpicklingError as error:
-        raise CheckpointError(
-            f"{path} cannot be loaded safely: {_first_line(error)} If you know where the file comes from, "
-            "pass trust=[the classes that it names], or weights_only=False to let it run any code."
-        ) from error
 
-
-def check_sound(path: Path) -> None:
-    """Raise what ``load`` raises for a file that does not verify."""
-    problems = reader.verify(path)
-    if not problems:
-        return
-    try:
-        reader.read_manifest(path)
-    except NotACheckpointError as error:
-        raise NotACheckpointError(f"{path}: {error}.") from None
-    raise DamagedCheckpointError(f"{path} is damaged: {'; '.join(problems)}. Load another checkpoint of the run.")
+    record: Record
+    progress: Progress
+    own: Mapping[str, Any]
+    skipped: Mapping[Path, str]
 
 
 def check_restorable(objects: Mapping[str, object]) -> None:
@@ -80,23 +58,130 @@ def state_of(target: object) -> object:
     return target if isinstance(target, dict) else target.state_dict()  # type: ignore[attr-defined]
 
 
-def put_back(objects: Mapping[str, object], saved: Mapping[str, Any], path: Path) -> None:
-    """Restore every entry of ``objects`` from ``saved``, in place.
+def restore_newest(objects: Mapping[str, object], directory: Path, catalog: Catalog, own: str) -> Restored | None:
+    """Restore ``objects`` from the newest checkpoint of ``catalog`` that verifies; ``None`` if there is none at all.
+
+    The entry ``own`` of the state is handed back instead.
 
     Raises:
-        StateMismatchError: an entry is missing in the checkpoint, or is of another model or optimizer; says which keys
-            differ. Nothing is changed then.
+        RestoreError: there are checkpoints and none verifies; says what was tried.
+        StateMismatchError: the newest sound one is of another model or optimizer; says which keys differ.
+        CheckpointError: it holds what cannot be loaded safely.
 
     """
-    differences = list(_differences(objects, saved))
-    if differences:
-        listing = "\n".join(f"  {difference}" for difference in differences)
-        raise StateMismatchError(
-            f"{path} does not fit the objects in state=; nothing was restored:\n{listing}\n"
-            "Build the model and the optimizer as they were when it was saved, or give another directory."
+    skipped: dict[Path, str] = {}
+    is_torn = False
+    for record in reversed(catalog.records):
+        try:
+            progress, state = _read(objects, record.path, own, is_torn=is_torn)
+        except _UnsoundError as error:
+            skipped[record.path] = str(error)
+            is_torn = is_torn or error.is_torn
+            continue
+        except (StateMismatchError, CheckpointError):
+            _warn_of(skipped)
+            raise
+        _warn_of(skipped)
+        restored = Restored(record, progress, state.pop(own), skipped)
+        _put_back(objects, state, record.path)
+        return restored
+    skipped |= catalog.unreadable
+    if skipped:
+        tried = "\n".join(f"  {path}: {problem}" for path, problem in skipped.items())
+        remedy = "Give another directory, or move these files away to start afresh."
+        raise RestoreError(
+            f"no checkpoint in {directory} verifies; tried:\n{tried}\n{remedy}{f' {_TORN}' if is_torn else ''}"
         )
+    return None
+
+
+class _UnsoundError(Exception):
+    """Say why a checkpoint is skipped, and whether live tensors may hold parts of it by now."""
+
+    def __init__(self, problem: str, *, is_torn: bool = False) -> None:
+        super().__init__(problem)
+        self.is_torn = is_torn
+
+
+def _read(objects: Mapping[str, object], path: Path, own: str, *, is_torn: bool) -> tuple[Progress, dict[str, Any]]:
+    """Return the state at ``path``, on the storages of ``objects`` as far as they are as they were saved."""
+    try:
+        with reader.opened(path) as checkpoint:
+            saved, key_of = _structure(checkpoint, path)
+            saved.pop(own, None)
+            progress = _fitting(checkpoint, objects, saved, path, is_torn=is_torn)
+            sizes = [blob.size_bytes for blob in checkpoint.manifest.storages]
+            live = live_storages(objects, saved, key_of, sizes)
+            storages = [live[key] if key in live else loading.fresh(size) for key, size in enumerate(sizes)]
+            _fill(checkpoint, storages, may_tear=bool(live))
+            return progress, loading.build(checkpoint, storages, "cpu")
+    except (NotACheckpointError, OSError) as error:
+        raise _UnsoundError(str(error)) from error
+
+
+def _fill(checkpoint: Opened, storages: Sequence[torch.UntypedStorage], *, may_tear: bool) -> None:
+    try:
+        problems = loading.fill(checkpoint, storages)
+    except OSError as error:
+        problems = [str(error)]
+    if problems:
+        raise _UnsoundError("; ".join(problems), is_torn=may_tear)
+
+
+def _structure(checkpoint: Opened, path: Path) -> tuple[dict[str, Any], KeyOf]:
+    """Return the state without its data, built from a pickle that has been verified."""
+    if not checkpoint.has_sound_pickle:
+        _check(checkpoint)
+    try:
+        return loading.structure(checkpoint)
+    except Exception as error:
+        _check(checkpoint)  # what is damaged is skipped, whatever it holds
+        if isinstance(error, pickle.UnpicklingError):
+            raise loading.refusal(path, error) from error
+        raise
+
+
+def _fitting(
+    checkpoint: Opened, objects: Mapping[str, object], saved: Mapping[str, Any], path: Path, *, is_torn: bool
+) -> Progress:
+    """Return where to go on, if the checkpoint fits ``objects``.
+
+    Raises:
+        StateMismatchError: an entry is missing in it, or is of another model or optimizer, or a framework saved it.
+
+    """
+    progress = checkpoint.manifest.progress(path)
+    differences = [] if progress is None else list(_differences(objects, saved))
+    if progress is not None and not differences:
+        return progress
+    _check(checkpoint)  # as in _structure
+    if progress is None:
+        raise StateMismatchError(
+            f"{path} was saved by the Lightning drop-in: resume it with trainer.fit(ckpt_path=...), "
+            "or read it with safepoint.load()."
+        )
+    listing = "\n".join(f"  {difference}" for difference in differences)
+    raise StateMismatchError(
+        f"{path} does not fit the objects in state=; nothing was restored:\n{listing}\n"
+        "Build the model and the optimizer as they were when it was saved, or give another directory."
+        f"{f' {_TORN}' if is_torn else ''}"
+    )
+
+
+def _check(checkpoint: Opened) -> None:
+    """Raise an _UnsoundError if the checkpoint does not verify."""
+    if problems := list(reader.problems(checkpoint)):
+        raise _UnsoundError("; ".join(problems))
+
+
+def _warn_of(skipped: Mapping[Path, str]) -> None:
+    for path, problem in skipped.items():
+        warnings.warn(f"{path} was skipped and left alone: {problem}", RuntimeWarning, stacklevel=4)
+
+
+def _put_back(objects: Mapping[str, object], saved: Mapping[str, Any], path: Path) -> None:
     if unused := sorted(saved.keys() - objects.keys()):
-        warnings.warn(f"{path} also holds {', '.join(unused)}, which state= does not name: not restored", stacklevel=3)
+        warnings.warn(f"{path} also holds {', '.join(unused)}, which state= does not name: not restored", stacklevel=4)
     for name, target in objects.items():
         _load_into(name, target, saved[name], path)
 
@@ -142,8 +227,3 @@ def _optimizer_differences(name: str, live: torch.optim.Optimizer, saved: Mappin
 
 def _shape(shape: Iterable[int] | None) -> str:
     return "none" if shape is None else str(tuple(shape))
-
-
-def _first_line(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines()]
-    return next((line for line in lines if "Unsupported" in line or "GLOBAL" in line), str(error))

@@ -14,8 +14,8 @@ from safepoint import reader
 from safepoint.catalog import Catalog
 from safepoint.errors import CheckpointError, DamagedCheckpointError, NotACheckpointError
 from safepoint.ledger import Ledger
+from safepoint.loading import check_sound
 from safepoint.records import Record
-from safepoint.restore import check_sound as check_file
 
 
 def local_path(path: Any) -> Path | None:
@@ -25,20 +25,22 @@ def local_path(path: Any) -> Path | None:
     return Path(os.path.realpath(os.path.expanduser(path)))
 
 
-def check_sound(path: Path) -> None:
-    """Raise a DamagedCheckpointError if ``path`` is Safepoint's and does not verify, or is cut off.
+def is_checkpoint(path: Path) -> bool:
+    """Tell whether ``path`` is Safepoint's; what another program wrote is left to the framework.
 
-    What another program wrote has nothing to be checked against and is left to the framework.
+    Raises:
+        DamagedCheckpointError: it is cut off, so that nobody can tell.
+
     """
     if not path.is_file():
-        return
+        return False
     try:
         reader.read_manifest(path)
     except NotACheckpointError as error:
         if not zipfile.is_zipfile(path) and _begins_like_a_zip(path):
             raise DamagedCheckpointError(f"{path} is damaged: {error}. Load another checkpoint of the run.") from None
-        return
-    check_file(path)
+        return False
+    return True
 
 
 def _begins_like_a_zip(path: Path) -> bool:
@@ -113,7 +115,7 @@ def ledger(
 
 def _sound(path: Path, warn: Callable[[str], None]) -> bool:
     try:
-        check_file(path)
+        check_sound(path)
     except (CheckpointError, OSError) as error:
         warn(f"{path} was skipped: {error}")
         return False

@@ -1,0 +1,201 @@
+"""From a checkpoint to tensors: the file is read once, and every byte is verified on its way into a storage.
+
+``torch.load`` builds the state, with its restricted unpickler unless the caller says otherwise, and is given storages
+that are filled already in place of those that it would read: with ``mmap=True`` it reads none, and ``map_location`` may
+exchange each. This file knows torch and files; it knows no live object.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pickle
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from safepoint import memory, reader
+from safepoint.background import Background
+from safepoint.errors import CheckpointError, DamagedCheckpointError, NotACheckpointError
+from safepoint.image import Layout
+from safepoint.reader import Opened
+
+MapLocation = str | torch.device | dict[str, str] | Callable[[Any, str], Any] | None
+KeyOf = Callable[[torch.UntypedStorage], int | None]
+"""Which storage of the file, by its number, a storage that torch has mapped is."""
+_WORTH_A_THREAD_BYTES = 1 << 20
+
+
+def load(
+    path: str | os.PathLike[str],
+    *,
+    map_location: MapLocation = None,
+    mmap: bool = False,
+    weights_only: bool = True,
+    trust: Iterable[Callable[..., Any]] = (),
+) -> Any:
+    """Return what ``torch.load`` returns for ``path``, after verifying every byte of it.
+
+    ``map_location``, ``mmap`` and ``weights_only`` mean what they mean there; ``trust`` lists the classes and functions
+    that may be loaded besides PyTorch's own safe ones. Onto the CPU, or to where they were, the tensors are loaded and
+    verified in one pass over the file.
+
+    Raises:
+        NotACheckpointError: Safepoint did not write the file.
+        DamagedCheckpointError: the file does not match its digests; the message names the tensors.
+        CheckpointError: the state needs a class that is neither safe nor in ``trust``.
+        OSError: the file cannot be read.
+
+    """
+    try:
+        with torch.serialization.safe_globals(list(trust)):
+            return read_state(Path(path), map_location, mmap=mmap, weights_only=weights_only)
+    except pickle.UnpicklingError as error:
+        raise refusal(path, error) from error
+
+
+def read_state(path: Path, map_location: MapLocation = None, *, mmap: bool = False, weights_only: bool | None) -> Any:
+    """Do what ``load`` does, and leave what the unpickler raises as it is."""
+    with _opened(path) as checkpoint:
+        if mmap or (map_location is not None and str(map_location) != "cpu"):
+            _check(path, list(reader.problems(checkpoint)))
+            return torch.load(_source(checkpoint), map_location, mmap=mmap, weights_only=weights_only)
+        storages = [fresh(blob.size_bytes) for blob in checkpoint.manifest.storages]
+        _check(path, fill(checkpoint, storages))
+        return build(checkpoint, storages, map_location, weights_only=weights_only)
+
+
+def check_sound(path: Path) -> None:
+    """Raise what ``load`` raises for a file that does not verify."""
+    with _opened(path) as checkpoint:
+        _check(path, list(reader.problems(checkpoint)))
+
+
+def refusal(path: str | os.PathLike[str], error: pickle.UnpicklingError) -> CheckpointError:
+    """Return the error to raise where the restricted unpickler refuses ``path``."""
+    lines = [line.strip() for line in str(error).splitlines()]
+    first = next((line for line in lines if "Unsupported" in line or "GLOBAL" in line), str(error))
+    return CheckpointError(
+        f"{path} cannot be loaded safely: {first} If you know where the file comes from, "
+        "pass trust=[the classes that it names], or weights_only=False to let it run any code."
+    )
+
+
+def structure(checkpoint: Opened) -> tuple[Any, KeyOf]:
+    """Return the state with tensors that are mapped, unread and unverified, and what tells their storages apart.
+
+    ``data.pkl`` must have been found sound.
+    """
+    mapped = _Mapped(checkpoint.layout)
+
+    def noted(storage: Any, _: str) -> Any:
+        mapped.key_of(storage)
+        return storage
+
+    try:
+        return torch.load(_source(checkpoint), noted, mmap=True, weights_only=True), mapped.find
+    except RuntimeError:  # as in build
+        return torch.load(_source(checkpoint), "cpu", mmap=True, weights_only=True), lambda _: None
+
+
+def fill(checkpoint: Opened, storages: Sequence[torch.UntypedStorage]) -> list[str]:
+    """Read the file once, its storages into ``storages``, on whatever device; return the problems found on the way."""
+    threads = Background("copy")
+
+    def sink(key: int, offset: int, piece: memoryview) -> Callable[[], object]:
+        if len(piece) < _WORTH_A_THREAD_BYTES:
+            _put(storages[key], offset, piece)
+            return _nothing
+        return threads.submit(_put, storages[key], offset, piece).result
+
+    try:
+        return list(reader.problems(checkpoint, sink))
+    finally:
+        threads.close()
+
+
+def _put(storage: torch.UntypedStorage, offset: int, data: memoryview) -> None:
+    found = torch.frombuffer(data, dtype=torch.uint8)
+    if storage.device.type == "cpu":
+        # In this thread only: torch would wait for threads that other work may keep from running.
+        memory.copy(storage.data_ptr() + offset, found.data_ptr(), len(data))
+    else:
+        target = torch.empty(0, dtype=torch.uint8, device=storage.device).set_(storage)
+        target[offset : offset + len(data)].copy_(found)
+
+
+def _nothing() -> None:
+    pass
+
+
+def build(
+    checkpoint: Opened,
+    storages: Sequence[torch.UntypedStorage],
+    map_location: MapLocation,
+    *,
+    weights_only: bool | None = True,
+) -> Any:
+    """Return the state on ``storages``, which hold the file's; without ``map_location`` each goes where it was."""
+    mapped = _Mapped(checkpoint.layout)
+
+    def handed_out(storage: Any, location: str) -> Any:
+        filled = storages[mapped.key_of(storage)]
+        if map_location is not None:
+            return filled
+        return torch.serialization.default_restore_location(filled, location)  # type: ignore[no-untyped-call]
+
+    try:
+        return torch.load(_source(checkpoint), handed_out, mmap=True, weights_only=weights_only)
+    except RuntimeError:
+        # Tensors that torch rebuilds without a storage take no callable (and a later torch may map in another way);
+        # the file has been found sound, and can be read once more.
+        return torch.load(_source(checkpoint), map_location, weights_only=weights_only)
+
+
+def fresh(size_bytes: int) -> torch.UntypedStorage:
+    """Return a storage on the CPU that is still to be filled."""
+    return torch.UntypedStorage(size_bytes, device="cpu")  # type: ignore[no-untyped-call]
+
+
+def _source(checkpoint: Opened) -> str:
+    """Return a path to the open file itself: its name may be given to another checkpoint at any time."""
+    return f"/proc/self/fd/{checkpoint.file.fileno()}"
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[Opened]:
+    try:
+        with reader.opened(path) as checkpoint:
+            yield checkpoint
+    except NotACheckpointError as error:
+        raise NotACheckpointError(f"{path}: {error}.") from None
+
+
+def _check(path: Path, problems: list[str]) -> None:
+    if problems:
+        raise DamagedCheckpointError(f"{path} is damaged: {'; '.join(problems)}. Load another checkpoint of the run.")
+
+
+class _Mapped:
+    """Tell by its place in the mapped file which storage it is that torch hands over; the first is number 0."""
+
+    def __init__(self, layout: Layout) -> None:
+        self._sizes = [entry.size_bytes for entry in layout.storages]
+        first = layout.storages[0].data_offset if layout.storages else 0
+        self._keys = {entry.data_offset - first: key for key, entry in enumerate(layout.storages)}
+        self._base: int | None = None
+
+    def find(self, storage: torch.UntypedStorage) -> int | None:
+        """Return the storage's number, ``None`` for one that is none of the file's."""
+        return None if self._base is None else self._keys.get(storage.data_ptr() - self._base)
+
+    def key_of(self, storage: torch.UntypedStorage) -> int:
+        """Return the number of a storage that torch hands over; a RuntimeError if it does not lie where it must."""
+        if self._base is None:
+            self._base = storage.data_ptr()
+        key = self.find(storage)
+        if key is None or storage.nbytes() > self._sizes[key]:
+            raise RuntimeError("torch has mapped a storage elsewhere than the checkpoint has it")
+        return key
