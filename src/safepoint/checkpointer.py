@@ -21,6 +21,7 @@ from safepoint.capture import rng_state, set_rng_state
 from safepoint.catalog import Catalog, best_of
 from safepoint.deferral import Live
 from safepoint.errors import ConfigurationError, MissingMetricError
+from safepoint.excluded import Excluder
 from safepoint.keep import Mode, PreservationPolicy
 from safepoint.ledger import Ledger
 from safepoint.naming import check_template, first_free
@@ -69,9 +70,10 @@ class Checkpointer:
         blocking: bool = False,
         max_images: int = 2,
         max_host_bytes: int | None = None,
+        exclude_frozen: bool = False,
         on_error: OnError = "raise",
     ) -> None:
-        options = Options(staging, blocking, max_images, max_host_bytes, on_error)
+        options = Options(staging, blocking, max_images, max_host_bytes, exclude_frozen, on_error)
         options.check("Checkpointer")
         _check_policies(save, keep)
         _check_flat(filename)
@@ -80,6 +82,7 @@ class Checkpointer:
         check_directory(self.directory, owner="directory")
         self._state = dict(state)
         self._live = _live(self._state)
+        self._excluder = Excluder() if exclude_frozen else None
         self._save_policy = save
         self._keep_policy = keep
         self._filename = filename
@@ -292,7 +295,7 @@ class Checkpointer:
     def _prepare_memory(self) -> None:
         """Have memory ready before the first save; after a first step the optimizers have their state."""
         self._has_memory = True
-        self._run.pipeline.prepare(image_bytes([restoring.state_of(target) for target in self._state.values()]))
+        self._run.pipeline.prepare(image_bytes(self._captured()[0]))
 
     def _save_now(self, event: Event, decision: Save, *, pinned: bool) -> None:
         metrics = dict(event.metrics)
@@ -304,7 +307,10 @@ class Checkpointer:
         name = first_free(
             stem, lambda name: self.directory / name not in same_step and self._run.taken(self.directory / name)
         )
-        snapshot = Snapshot(event.step, event.epoch, event.position, metrics, decision.reasons, pinned)
+        state, excluded = self._captured()
+        snapshot = Snapshot(
+            event.step, event.epoch, event.position, metrics, decision.reasons, pinned, excluded=excluded
+        )
         proposed = self._run.ledger.propose(
             self._run.candidate(snapshot, name),
             self._keep_policy,
@@ -313,12 +319,21 @@ class Checkpointer:
                 same_step - {self.directory / name}, f"superseded by {name}, saved later at the same step"
             ),
         )
-        state = {entry: restoring.state_of(target) for entry, target in self._state.items()}
-        state[OWN_ENTRY] = {"rng": rng_state()}
         self._warn_of_other_runs()
         names = Names(name, replace=self.directory / name in same_step)
         self._run.save(state, snapshot, names, proposed, self._live)
         self._has_saved = True
+
+    def _captured(self) -> tuple[dict[str, Any], dict[str, str]]:
+        """Return what is to be saved, and what is left out of it."""
+        state: dict[str, Any] = {entry: restoring.state_of(target) for entry, target in self._state.items()}
+        excluded: dict[str, str] = {}
+        for entry, target in self._state.items():
+            if self._excluder is not None and isinstance(target, torch.nn.Module):
+                left_out = self._excluder.take_out(state[entry], target)
+                excluded |= {f"{entry}.{name}": found for name, found in left_out.items()}
+        state[OWN_ENTRY] = {"rng": rng_state()}
+        return state, excluded
 
     def _check_ranked_by(self, present: Iterable[str]) -> None:
         """Raise if ``keep`` ranks by a metric that was not passed so far; ``present`` are those of this moment."""

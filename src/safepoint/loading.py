@@ -10,7 +10,8 @@ from __future__ import annotations
 import contextlib
 import os
 import pickle
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -51,20 +52,33 @@ def load(
     """
     try:
         with torch.serialization.safe_globals(list(trust)):
-            return read_state(Path(path), map_location, mmap=mmap, weights_only=weights_only)
+            state, left_out = read_state(Path(path), map_location, mmap=mmap, weights_only=weights_only)
     except pickle.UnpicklingError as error:
         raise refusal(path, error) from error
+    if left_out:
+        first = next(iter(left_out))
+        warnings.warn(
+            f"{path} was saved with exclude_frozen=True: {len(left_out)} frozen tensors (such as {first!r}) are not in "
+            "it; take them from where the run took them, and load the rest with strict=False.",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+    return state
 
 
-def read_state(path: Path, map_location: MapLocation = None, *, mmap: bool = False, weights_only: bool | None) -> Any:
-    """Do what ``load`` does, and leave what the unpickler raises as it is."""
+def read_state(
+    path: Path, map_location: MapLocation = None, *, mmap: bool = False, weights_only: bool | None
+) -> tuple[Any, Mapping[str, str]]:
+    """Return what ``load`` does, and what was left out of it; what the unpickler raises stays as it is."""
     with _opened(path) as checkpoint:
         if mmap or (map_location is not None and str(map_location) != "cpu"):
             _check(path, list(reader.problems(checkpoint)))
-            return torch.load(_source(checkpoint), map_location, mmap=mmap, weights_only=weights_only)
+            state = torch.load(_source(checkpoint), map_location, mmap=mmap, weights_only=weights_only)
+            return state, checkpoint.manifest.excluded
         storages = [fresh(blob.size_bytes) for blob in checkpoint.manifest.storages]
         _check(path, fill(checkpoint, storages))
-        return build(checkpoint, storages, map_location, weights_only=weights_only)
+        state = build(checkpoint, storages, map_location, weights_only=weights_only)
+        return state, checkpoint.manifest.excluded
 
 
 def check_sound(path: Path) -> None:

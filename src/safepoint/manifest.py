@@ -121,13 +121,17 @@ class Summary(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class Manifest(Summary, frozen=True, kw_only=True, omit_defaults=True):
-    """Everything that a checkpoint says about itself."""
+    """Everything that a checkpoint says about itself.
+
+    ``excluded`` are the frozen parameters that were left out of the state, by path, with the digest of their content.
+    """
 
     producer: dict[str, str]
     pickle: Blob
     storages: tuple[Blob, ...]
     tensors: tuple[Tensor, ...]
     history: tuple[HistoryEntry, ...]
+    excluded: dict[str, str] = {}
 
 
 T = TypeVar("T", "Summary", "Manifest", "_Told")

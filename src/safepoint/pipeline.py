@@ -48,14 +48,15 @@ class Options:
 
     ``staging``: "copy", training waits for one memory copy; "deferred", what optimizers own is copied during the next
     forward and backward. ``blocking``: each save returns when it is durable. ``max_images``: host images in memory at
-    most, of ``max_host_bytes`` together (``None``: half of the memory available). ``on_error``: what a failed save does
-    at the next hook.
+    most, of ``max_host_bytes`` together (``None``: half of the memory available). ``exclude_frozen``: parameters that
+    need no gradient are left out. ``on_error``: what a failed save does at the next hook.
     """
 
     staging: Staging = "copy"
     blocking: bool = False
     max_images: int = 2
     max_host_bytes: int | None = None
+    exclude_frozen: bool = False
     on_error: OnError = "raise"
 
     def check(self, owner: str) -> None:
@@ -73,7 +74,11 @@ class Options:
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """What to say of a state: ``position`` is (step, epoch, batch) to go on with, ``None`` where a framework knows."""
+    """What to say of a state.
+
+    ``position`` is (step, epoch, batch) to go on with, ``None`` where a framework knows; for ``excluded`` see
+    ``Manifest``.
+    """
 
     step: int
     epoch: int
@@ -82,6 +87,7 @@ class Snapshot:
     reasons: tuple[str, ...]
     pinned: bool = False
     measured_at: Mapping[str, int] = field(default_factory=dict)
+    excluded: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(slots=True, eq=False)
@@ -294,6 +300,7 @@ class Pipeline:
             tensors=captured.tensors,
             history=encoded_history(history, self.directory),
             measured_at=dict(record.measured_at),
+            excluded=dict(snapshot.excluded),
         )
 
 

@@ -6,6 +6,7 @@ live tensors where they are as they were saved, and ``load_state_dict`` does the
 
 from __future__ import annotations
 
+import logging
 import pickle
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -18,10 +19,13 @@ import torch
 from safepoint import loading, reader
 from safepoint.catalog import Catalog
 from safepoint.errors import CheckpointError, NotACheckpointError, RestoreError, StateMismatchError
+from safepoint.excluded import below, compare, put_in
 from safepoint.in_place import live_storages
 from safepoint.loading import KeyOf
 from safepoint.reader import Opened
 from safepoint.records import Progress, Record
+
+logger = logging.getLogger("safepoint")
 
 _TORN = (
     "Tensors of the objects in state= may hold parts of a damaged checkpoint by now: build these objects anew before "
@@ -109,14 +113,38 @@ def _read(objects: Mapping[str, object], path: Path, own: str, *, is_torn: bool)
         with reader.opened(path) as checkpoint:
             saved, key_of = _structure(checkpoint, path)
             saved.pop(own, None)
+            left_out = checkpoint.manifest.excluded
+            _put_live_in(objects, saved, left_out)
             progress = _fitting(checkpoint, objects, saved, path, is_torn=is_torn)
             sizes = [blob.size_bytes for blob in checkpoint.manifest.storages]
             live = live_storages(objects, saved, key_of, sizes)
             storages = [live[key] if key in live else loading.fresh(size) for key, size in enumerate(sizes)]
             _fill(checkpoint, storages, may_tear=bool(live))
-            return progress, loading.build(checkpoint, storages, "cpu")
+            state = loading.build(checkpoint, storages, "cpu")
+            _put_live_in(objects, state, left_out)
+            _tell_of_left_out(objects, left_out, path)
+            return progress, state
     except (NotACheckpointError, OSError) as error:
         raise _UnsoundError(str(error)) from error
+
+
+def _put_live_in(objects: Mapping[str, object], saved: Mapping[str, Any], left_out: Mapping[str, str]) -> None:
+    """Put the live tensors of modules into ``saved`` where it was saved without them."""
+    for name, target in objects.items():
+        own = below(name, left_out)
+        if own and isinstance(target, torch.nn.Module) and name in saved:
+            put_in(saved[name], target.state_dict(), own)
+
+
+def _tell_of_left_out(objects: Mapping[str, object], left_out: Mapping[str, str], path: Path) -> None:
+    for name, target in objects.items():
+        own = below(name, left_out)
+        if own and isinstance(target, torch.nn.Module):
+            told = compare(target.state_dict(), own)
+            if told.is_whole:
+                logger.info("%s: of state[%r], %s", path, name, told)
+            else:
+                warnings.warn(f"{path}: of state[{name!r}], {told}.", RuntimeWarning, stacklevel=5)
 
 
 def _fill(checkpoint: Opened, storages: Sequence[torch.UntypedStorage], *, may_tear: bool) -> None:

@@ -65,6 +65,7 @@ def test_checkpointer_arguments_are_frozen() -> None:
         "*blocking",
         "*max_images",
         "*max_host_bytes",
+        "*exclude_frozen",
         "*on_error",
     ]
 
@@ -78,6 +79,7 @@ def test_checkpointer_defaults_are_frozen() -> None:
         "blocking": False,
         "max_images": 2,
         "max_host_bytes": None,
+        "exclude_frozen": False,
         "on_error": "raise",
     }
 

@@ -9,12 +9,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from safepoint.deferral import Live
+from safepoint.excluded import Excluder
 from safepoint.pipeline import NOTHING_LIVE, Options, Pipeline, Proposed, Snapshot
 from safepoint.run import Run
 from safepoint.writer import Names
 
 if TYPE_CHECKING:
     from safepoint.integrations.framework import Framework
+
+WEIGHT_ENTRIES = ("state_dict", "current_model_state")
+"""Where the weights are in the trainer's checkpoint; where they are averaged, the live ones are in the second."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -40,6 +44,7 @@ class Exchange:
 
     def __init__(self) -> None:
         self.requests: list[Request] = []
+        self._excluder = Excluder()
         self._pipelines: dict[tuple[Path, Options], Pipeline] = {}
 
     def pipeline(self, directory: Path, options: Options) -> Pipeline:
@@ -79,17 +84,27 @@ class Exchange:
         for request in requests:
             request.settle()
 
-    @staticmethod
-    def _hand_over(trainer: Any, framework: Framework, group: list[Request], live: Live) -> None:
+    def _taken_out(self, checkpoint: dict[str, Any], module: Any, options: Options) -> dict[str, str]:
+        """Take out what ``exclude_frozen`` leaves out, and return it by path with its digests."""
+        excluded: dict[str, str] = {}
+        for entry in WEIGHT_ENTRIES:
+            if options.exclude_frozen and entry in checkpoint:
+                left_out = self._excluder.take_out(checkpoint[entry], module)
+                excluded |= {f"{entry}.{name}": found for name, found in left_out.items()}
+        return excluded
+
+    def _hand_over(self, trainer: Any, framework: Framework, group: list[Request], live: Live) -> None:
         """Take the checkpoint of the trainer instead of letting it be written; on the other ranks, follow."""
         first, taken = group[0], False
 
         def sink(checkpoint: dict[str, Any]) -> None:
             nonlocal taken
             taken = True
+            excluded = self._taken_out(checkpoint, trainer.lightning_module, first.run.pipeline.options)
             reasons = tuple(dict.fromkeys(reason for request in group for reason in request.snapshot.reasons))
             parts = [request.run.part(request.names, request.proposed) for request in group]
-            first.run.pipeline.save(checkpoint, replace(first.snapshot, reasons=reasons), parts, live)
+            snapshot = replace(first.snapshot, reasons=reasons, excluded=excluded)
+            first.run.pipeline.save(checkpoint, snapshot, parts, live)
 
         with framework.handed_to(trainer.strategy, sink):
             trainer.save_checkpoint(str(first.run.directory / first.names.name), first.weights_only)

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from safepoint.integrations.exchange import Exchange, save_alone
+from safepoint.excluded import below, compare, put_in
+from safepoint.integrations.exchange import WEIGHT_ENTRIES, Exchange, save_alone
 from safepoint.integrations.resume import is_checkpoint, local_path
 from safepoint.loading import MapLocation, check_sound, read_state
 
@@ -34,6 +35,8 @@ def interceptor(base: type[Any]) -> type[Any]:
             super().__init__()
             self.configured = configured
             self.is_plain = False
+            self.strategy: Any = None
+            self.info = self.warn = _say_nothing
             self.sink: Sink | None = None
             self.exchange = Exchange()
 
@@ -85,6 +88,8 @@ class Framework:
         if not isinstance(strategy.checkpoint_io, self.interceptor):
             strategy.checkpoint_io = self.interceptor(strategy.checkpoint_io)
             strategy.checkpoint_io.is_plain = self._is_plain(strategy.checkpoint_io.configured)
+            strategy.checkpoint_io.strategy = strategy
+            strategy.checkpoint_io.info, strategy.checkpoint_io.warn = self.info, self.warn
         exchange: Exchange = strategy.checkpoint_io.exchange
         return exchange
 
@@ -109,14 +114,35 @@ def _load(io: Any, path: Any, *args: Any, **kwargs: Any) -> Any:
     local = local_path(path)
     if local is not None and is_checkpoint(local):
         if io.is_plain:
-            return _load_plainly(local, *args, **kwargs)
+            checkpoint, left_out = _load_plainly(local, *args, **kwargs)
+            if left_out:
+                _put_live_in(checkpoint, io, left_out, local)
+            return checkpoint
         check_sound(local)
     return io.configured.load_checkpoint(path, *args, **kwargs)
 
 
-def _load_plainly(path: Path, map_location: MapLocation = "cpu", weights_only: bool | None = None) -> Any:  # noqa: FBT001 - the signature is the framework's
+def _put_live_in(checkpoint: dict[str, Any], io: Any, left_out: Mapping[str, str], path: Path) -> None:
+    """Put the module's own tensors into the checkpoint where it was saved without them."""
+    live = io.strategy.lightning_module.state_dict()
+    for entry in WEIGHT_ENTRIES:
+        if entry in checkpoint:
+            put_in(checkpoint[entry], live, below(entry, left_out))
+    told = compare(live, below(WEIGHT_ENTRIES[0], left_out))
+    (io.info if told.is_whole else io.warn)(f"{path}: {told}.")
+
+
+def _load_plainly(
+    path: Path,
+    map_location: MapLocation = "cpu",
+    weights_only: bool | None = None,  # noqa: FBT001 - the signature is the framework's
+) -> tuple[Any, Mapping[str, str]]:
     """Do what the framework's own plugin does, with its defaults, which leave the tensors on the CPU; verified."""
     return read_state(path, map_location, weights_only=weights_only)
+
+
+def _say_nothing(_: str) -> None:
+    pass
 
 
 def _itself(plugin: Any) -> Any:

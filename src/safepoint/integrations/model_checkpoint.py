@@ -39,10 +39,10 @@ class ModelCheckpointBody(Saving):
     """Lightning's ``ModelCheckpoint`` on Safepoint: every argument means what it means there.
 
     Besides, by keyword: ``staging``, ``blocking`` (each save is durable when its hook returns), ``max_images``,
-    ``max_host_bytes`` and ``on_error`` as for ``Checkpointer``; ``log_stats``: the loggers get what each save cost, as
-    ``checkpoint/stalled_s``, ``checkpoint/committed_s`` and so on (see ``SaveStats``). Files become durable in the
-    background, in order, and at the latest when ``fit`` returns; a superseded file goes only after its successor is
-    durable.
+    ``max_host_bytes``, ``exclude_frozen`` and ``on_error`` as for ``Checkpointer``; ``log_stats``: the loggers get what
+    each save cost, as ``checkpoint/stalled_s``, ``checkpoint/committed_s`` and so on (see ``SaveStats``). Files become
+    durable in the background, in order, and at the latest when ``fit`` returns; a superseded file goes only after its
+    successor is durable.
     """
 
     def __init__(
@@ -67,11 +67,12 @@ class ModelCheckpointBody(Saving):
         blocking: bool = False,
         max_images: int = 2,
         max_host_bytes: int | None = None,
+        exclude_frozen: bool = False,
         on_error: OnError = "raise",
         log_stats: bool = False,
     ) -> None:
         self._log_stats = log_stats
-        self._options = Options(staging, blocking, max_images, max_host_bytes, on_error)
+        self._options = Options(staging, blocking, max_images, max_host_bytes, exclude_frozen, on_error)
         with self._in_the_frameworks_words():
             self._options.check("ModelCheckpoint")
             configuration.check(
