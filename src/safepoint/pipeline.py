@@ -32,6 +32,7 @@ from safepoint.sealing import Seal
 from safepoint.staging import Pool, Staged, StagedLive, Stager
 from safepoint.stores import Store
 from safepoint.stores.local import LocalStore
+from safepoint.transfer import Copier
 from safepoint.when import positive_count
 from safepoint.writer import Asked, Job, Names, Outcome, Writer
 
@@ -120,7 +121,7 @@ class Pipeline:
         self.books: list[Book] = []
         self._pool = Pool(options.max_images, options.max_host_bytes)
         self._barrier = Barrier()
-        self._stager = Stager(self._pool, self._barrier, Frozen())
+        self._stager = Stager(self._pool, self._barrier, Frozen(), Copier())
         self._writer = Writer(store or LocalStore(directory))
         self._said_that_it_streams = False
         self._under_way: deque[tuple[Part, ...]] = deque()  # of the jobs queued, in their order
@@ -231,6 +232,7 @@ class Pipeline:
         self.wait()
         self._writer.close()
         self._barrier.close()
+        self._stager.copier.close()
         self._pool.close()
 
     def has_under_way(self, book: Book) -> bool:

@@ -25,7 +25,7 @@ from safepoint.frozen import Frozen, Held, take_in, unchanged
 from safepoint.image import ALIGNMENT_BYTES, Layout
 from safepoint.memory import available_bytes
 from safepoint.sealing import SLAB_BYTES, Known
-from safepoint.transfer import SMALL_BYTES, HostBuffer, Piece, tensors_in
+from safepoint.transfer import SMALL_BYTES, Copier, HostBuffer, Piece, tensors_in
 
 logger = logging.getLogger("safepoint")
 
@@ -300,6 +300,7 @@ class Stager:
     pool: Pool
     barrier: Barrier
     frozen: Frozen
+    copier: Copier
 
     def stage(self, image: Image, captured: Capture, layout: Layout, live: Live, *, deferred: bool) -> StagedImage:
         """Copy the state into ``image``; return when all of it is there.
@@ -318,7 +319,7 @@ class Stager:
         moving = [piece for piece in pieces if piece.offset not in kept]
         later = [p for p in moving if p.storage.data_ptr() in may_wait and p.storage.nbytes() >= SMALL_BYTES]
         waiting = {piece.offset for piece in later}
-        image.buffer.copy_in([piece for piece in moving if piece.offset not in waiting])
+        self.copier.copy_in(image.buffer, [piece for piece in moving if piece.offset not in waiting])
         deferral = None
         if deferred and (later or kept):
             deferral = self.barrier.defer(image.buffer, later, live, may_wait, list(kept.values()))

@@ -26,7 +26,7 @@ from safepoint.run import Run
 from safepoint.sealing import Seal
 from safepoint.staging import Pool, Stager
 from safepoint.stores.memory import MemoryStore
-from safepoint.transfer import HostBuffer
+from safepoint.transfer import Copier
 from safepoint.writer import Asked, Job, Names, Outcome, Writer
 
 FULL = OSError(errno.ENOSPC, "No space left on device")
@@ -62,7 +62,7 @@ class Bench:
         )
         image = self.pool.acquire(layout.body_bytes)
         assert image is not None
-        stager = Stager(self.pool, Barrier(), Frozen())
+        stager = Stager(self.pool, Barrier(), Frozen(), Copier())
         staged = stager.stage(image, captured, layout, Live(), deferred=False)
         seal = Seal(layout, manifest)
         return Job(staged, seal, Path(name), 1, names or Names(name), Asked(0.0), remove)
@@ -493,7 +493,7 @@ def test_run_gives_the_image_back_if_staging_fails(
     """Too little memory for the image is the caller's error, and the next save has its image."""
     bed = make_bed(keep.latest())
     with monkeypatch.context() as patch:
-        patch.setattr(HostBuffer, "copy_in", _out_of_memory)
+        patch.setattr(Copier, "copy_in", _out_of_memory)
         with pytest.raises(MemoryError):
             bed.save("a")
     pool = bed.run.pipeline._pool
