@@ -1,9 +1,9 @@
 """Copy storages into host memory, from whatever device they are on. Knows torch and addresses; knows no file.
 
 On the host, they are copied by address, in runs that whoever of several threads is free takes next: torch's own copy
-gives every thread its share beforehand, and then waits for one that other work keeps from running. From a device, copies
-run on a stream of their own beside the computation (CUDA C++ Programming Guide, "Asynchronous Concurrent Execution"):
-into page-locked memory at the full speed of the bus.
+gives every thread its share beforehand, and then waits for one that other work keeps from running. From a device,
+copies run on a stream of their own beside the computation (CUDA C++ Programming Guide, "Asynchronous Concurrent
+Execution"): into page-locked memory at the full speed of the bus.
 """
 
 from __future__ import annotations
