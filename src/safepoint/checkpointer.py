@@ -7,7 +7,7 @@ import os
 import time
 import warnings
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
@@ -24,6 +24,7 @@ from safepoint.errors import ConfigurationError, MissingMetricError
 from safepoint.excluded import Excluder
 from safepoint.keep import Mode, PreservationPolicy
 from safepoint.ledger import Ledger
+from safepoint.measured import Measured
 from safepoint.naming import check_template, first_free
 from safepoint.pipeline import OnError, Options, Pipeline, Snapshot, Staging
 from safepoint.records import NO_METRICS, Event, EventKind, Progress, Record, Save, SaveStats
@@ -89,7 +90,7 @@ class Checkpointer:
         self._run = Run(Pipeline(self.directory, options))
         self._progress = Progress()
         self._schedule = schedule.start((0, 0, 0), time.monotonic())
-        self._measured = _Measured({})
+        self._measured = Measured({})
         self._step_ended_s = self._schedule.last_save_s
         self._seen: set[str] = set()
         self._protected: dict[Path, str] = {}
@@ -155,7 +156,7 @@ class Checkpointer:
         self._check_open()
         p = self._progress
         self._progress = Progress(p.step + 1, p.epoch, p.batch + 1, NO_METRICS, p.path)
-        self._measured = _Measured(metrics)
+        self._measured = Measured(metrics)
         self._seen |= metrics.keys()
         if not self._has_memory:
             self._prepare_memory()
@@ -201,7 +202,7 @@ class Checkpointer:
         ledger = self._run.ledger
         if all(fate.record.step != step for fate in ledger.history()):
             raise ConfigurationError(f"attach({step!r}): this run has saved nothing at step {step!r}; see records().")
-        self._run.ledger = ledger.measured(step, dict(_Measured(metrics)))
+        self._run.ledger = ledger.measured(step, dict(Measured(metrics)))
         self._seen |= metrics.keys()
 
     def explain(self, checkpoint: Record | str | os.PathLike[str]) -> str:
@@ -270,7 +271,7 @@ class Checkpointer:
         if kind is EventKind.STEP:
             step_s, self._step_ended_s = now - self._step_ended_s, now
         elif kind is EventKind.EXCEPTION:  # what was measured may be of other weights than the exception leaves
-            template, metrics = _EXCEPTION_FILENAME, _Measured({})
+            template, metrics = _EXCEPTION_FILENAME, Measured({})
         event = Event(kind, p.step, epoch, (p.step, p.epoch, p.batch), now, step_s, metrics, cause=cause)
         state, decision = schedule.decide(self._save_policy, self._schedule, event, (template,))
         if isinstance(decision, Save):
@@ -344,7 +345,7 @@ class Checkpointer:
     def _adopt(self, catalog: Catalog, record: Record, skipped: Mapping[Path, str]) -> None:
         p = self._progress
         self._schedule = schedule.start((p.step, p.epoch, p.batch), time.monotonic())
-        self._measured = _Measured(p.metrics)
+        self._measured = Measured(p.metrics)
         self._seen.update(*(fate.record.metrics for fate in catalog.history(record.run)))
         self._protected = {record.path: "the run was resumed from it"}
         own = tuple(found for found in catalog.written_by(record.run) if found.path not in skipped)
@@ -409,38 +410,3 @@ def _check_state(state: Mapping[str, object]) -> None:
     if OWN_ENTRY in state:
         raise ConfigurationError(f"state= has an entry {OWN_ENTRY!r}, a name that is Safepoint's own: rename it.")
     restoring.check_restorable(state)
-
-
-class _Measured(Mapping[str, float]):
-    """Metrics that become plain numbers only when somebody reads them: on a GPU that waits for the device.
-
-    Tensors are let go of their graph at once, which would otherwise live on into the next step.
-    """
-
-    __slots__ = ("_values",)
-
-    def __init__(self, values: Mapping[str, Any]) -> None:
-        self._values = {name: v.detach() if hasattr(v, "detach") else v for name, v in values.items()}
-
-    def with_more(self, values: Mapping[str, Any]) -> _Measured:
-        """Return these metrics and ``values``, which win."""
-        return _Measured({**self._values, **values})
-
-    def __getitem__(self, name: str) -> float:
-        return _number(name, self._values[name])
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._values)
-
-    def __len__(self) -> int:
-        return len(self._values)
-
-
-def _number(name: str, value: Any) -> float:
-    try:
-        number = value.item() if hasattr(value, "item") else value
-        if isinstance(number, bool) or not isinstance(number, int | float):
-            number = float(number)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise ConfigurationError(f"the metric {name}={value!r} is not a number ({error}); pass a number.") from None
-    return float(number) if isinstance(number, float) else number

@@ -82,7 +82,8 @@ def test_constructor_begins_with_the_parameters_of_the_framework(framework: Fram
     ours = list(inspect.signature(framework.ModelCheckpoint.__init__).parameters.values())
     assert [(p.name, p.kind, p.default) for p in theirs] == [(p.name, p.kind, p.default) for p in ours[: len(theirs)]]
     added = ours[len(theirs) :]
-    assert {"staging", "blocking", "max_images", "on_error"} == {p.name for p in added}
+    options = {"staging", "blocking", "max_images", "max_host_bytes", "exclude_frozen", "on_error", "log_stats"}
+    assert {p.name for p in added} == options
     assert {p.kind for p in added} == {inspect.Parameter.KEYWORD_ONLY}
 
 

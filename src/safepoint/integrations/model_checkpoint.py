@@ -21,7 +21,7 @@ from torch import Tensor
 
 from safepoint import schedule
 from safepoint.errors import nearest
-from safepoint.integrations import configuration, resume
+from safepoint.integrations import ahead, configuration, resume
 from safepoint.integrations.exchange import Exchange
 from safepoint.integrations.saving import Saving, number
 from safepoint.ledger import Ledger
@@ -128,7 +128,7 @@ class ModelCheckpointBody(Saving):
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:  # noqa: ARG002 - the framework's signature
         """Decide the directory, refuse one that cannot be written to, and see that what is loaded is verified."""
-        self.dirpath = trainer.strategy.broadcast(self._resolved_dirpath(trainer))
+        self.dirpath = trainer.strategy.broadcast(ahead.directory(trainer, self.dirpath))
         directory = Path(self.dirpath)
         self._resumed_from = None
         self._exchange = self.framework.intercept(trainer.strategy)
@@ -153,7 +153,7 @@ class ModelCheckpointBody(Saving):
             self._prepare_memory(trainer)
         self._at_step(trainer)
         if self._exchange.requests:
-            self._write_requests(trainer, "on_train_batch_end", trains_on=_trains_on(trainer, batch_idx))
+            self._write_requests(trainer, "on_train_batch_end", trains_on=ahead.trains_on(trainer, batch_idx))
 
     def on_validation_start(self, trainer: Any, pl_module: Any) -> None:  # noqa: ARG002 - the framework's signature
         """Note what was logged before the first validation: what comes to it there is measured in validation."""
@@ -325,24 +325,12 @@ class ModelCheckpointBody(Saving):
             return False
         if not self._is_measured(trainer):
             return True
-        validates_next = trainer.is_last_batch and self._validates_in_this_epoch(trainer)
+        validates_next = trainer.is_last_batch and ahead.validates_in_this_epoch(trainer)
         return bool(validates_next and not self._saves_on_train_epoch_end(trainer))
 
     def _is_measured(self, trainer: Any) -> bool:
         """Tell whether the monitored metric is there; the epoch and the step always are."""
         return self.monitor in (None, "epoch", "step", *trainer.callback_metrics)
-
-    @classmethod
-    def _validates_in_this_epoch(cls, trainer: Any) -> bool:
-        """Tell whether validation follows; before the first one, its batches are not counted yet, and none is seen."""
-        epochs: int | None = trainer.check_val_every_n_epoch
-        in_this_epoch = epochs is None or (trainer.current_epoch + 1) % epochs == 0
-        return bool(trainer.enable_validation and in_this_epoch and cls._validation_batches(trainer))
-
-    @staticmethod
-    def _validation_batches(trainer: Any) -> float:
-        batches = trainer.num_val_batches
-        return sum(batches) if isinstance(batches, list) else batches
 
     def _saves_on_train_epoch_end(self, trainer: Any) -> bool:
         """Tell which hook saves: the training epoch's end, or validation's where that runs at other times."""
@@ -350,7 +338,7 @@ class ModelCheckpointBody(Saving):
             return bool(self._save_on_train_epoch_end)
         if getattr(trainer, "_val_check_time_interval", None) is not None or trainer.check_val_every_n_epoch != 1:
             return False
-        if not self._validation_batches(trainer):
+        if not ahead.validation_batches(trainer):
             return True
         return bool(trainer.val_check_interval == 1.0)
 
@@ -414,20 +402,12 @@ class ModelCheckpointBody(Saving):
     def _find_last_checkpoints(self, trainer: Any) -> set[str]:
         """Return the newest sound checkpoint called ``last``, or, if none is sound, the newest sound one at all."""
         found = resume.newest_last(
-            Path(self._resolved_dirpath(trainer)), self.CHECKPOINT_NAME_LAST, self.FILE_EXTENSION, self.framework.warn
+            Path(ahead.directory(trainer, self.dirpath)),
+            self.CHECKPOINT_NAME_LAST,
+            self.FILE_EXTENSION,
+            self.framework.warn,
         )
         return set() if found is None else {str(found)}
-
-    def _resolved_dirpath(self, trainer: Any) -> str:
-        """Return ``dirpath``, else ``checkpoints`` below the first logger's directory or the trainer's."""
-        if self.dirpath is not None:
-            return str(self.dirpath)
-        if not trainer.loggers:
-            return os.path.join(trainer.default_root_dir, "checkpoints")
-        logger = trainer.loggers[0]
-        root = trainer.default_root_dir if logger.save_dir is None else logger.save_dir
-        version = logger.version if isinstance(logger.version, str) else f"version_{logger.version}"
-        return os.path.join(root, str(logger.name), version, "checkpoints")
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave the thread behind when the callback is sent to another process."""
@@ -435,14 +415,3 @@ class ModelCheckpointBody(Saving):
         if self._run is not None:
             state["_carried"] = (self._run.identity, self._run.ledger)
         return {**state, "_run": None, "_exchange": Exchange()}
-
-
-def _trains_on(trainer: Any, batch_idx: int) -> bool:
-    """Tell whether the next thing after this batch is the next one: no validation, no end of the epoch or the fit."""
-    if trainer.is_last_batch or trainer.should_stop or trainer.global_step == trainer.max_steps:
-        return False
-    if not trainer.enable_validation:
-        return True
-    every = trainer.val_check_batch  # None where the time decides
-    counts = (batch_idx + 1, trainer.fit_loop.total_batch_idx + 1)
-    return every is not None and all(count % every for count in counts)

@@ -95,6 +95,7 @@ class Saving:
     save_top_k: int
     save_weights_only: bool
     mode: str
+    dirpath: Any
     auto_insert_metric_name: bool
     best_k_models: dict[str, Tensor]
     best_model_path: str
