@@ -14,12 +14,13 @@ from harness import Entry, Figures, Measured, interleave
 from limits import Limits
 from ours import NEVER
 from report import Report, Table, Target, at_most, median, spread
-from states import Training
+from states import Training, flat
 
 from safepoint import Checkpointer, keep
 
 _OURS = "Safepoint restore(), verified"
 _TORCH = "torch.load + load_state_dict"
+_MAPPED = "torch.load(mmap=True), copied in place"
 _LIMIT = "raw O_DIRECT read"
 
 
@@ -38,7 +39,7 @@ def run(size_bytes: int, rounds: int, every: int, width: int, directory: Path) -
         _LIMIT: Entry(limits.read),
         _OURS: Entry(partial(_cold, ours, partial(restore, training, ours))),
         _TORCH: Entry(partial(_cold, theirs, partial(load, training, theirs)), every),
-        f"{_TORCH}, mmap=True": Entry(partial(_cold, theirs, partial(load, training, theirs, mmap=True)), every),
+        _MAPPED: Entry(partial(_cold, theirs, partial(load_mapped, training, theirs)), every),
     }
     report = _report(interleave(entries, rounds), training.size_bytes, rounds)
     limits.clean()
@@ -59,13 +60,25 @@ def restore(training: Training, directory: Path) -> Figures:
         return {"seconds": time.perf_counter() - began}
 
 
-def load(training: Training, path: Path, *, mmap: bool = False) -> Figures:
+def load(training: Training, path: Path) -> Figures:
     """Load a file of ``torch.save``, unverified, and put it back."""
+    own = training.optimizer.state_dict()
     began = time.perf_counter()
-    state = torch.load(path, mmap=mmap)
+    state = torch.load(path)
     training.model.load_state_dict(state["model"])
     training.optimizer.load_state_dict(state["optimizer"])
-    del state
+    elapsed = time.perf_counter() - began
+    training.optimizer.load_state_dict(own)  # the next contender finds the memory that it has always had
+    return {"seconds": elapsed}
+
+
+def load_mapped(training: Training, path: Path) -> Figures:
+    """Map a file of ``torch.save``, unverified, and copy it in place: the optimizer would only keep the mapping."""
+    began = time.perf_counter()
+    saved = flat(torch.load(path, mmap=True))
+    with torch.no_grad():
+        for name, tensor in training.flat().items():
+            tensor.copy_(saved[name])
     return {"seconds": time.perf_counter() - began}
 
 
@@ -86,7 +99,7 @@ def _report(measured: Measured, size_bytes: int, rounds: int) -> Report:
     report.targets = [
         at_most("restore in place, verified", 1.3, "x a raw O_DIRECT read", estimate(paired(ours, read_s)), beside),
         _faster(samples, _TORCH),
-        _faster(samples, f"{_TORCH}, mmap=True"),
+        _faster(samples, _MAPPED),
     ]
     return report
 

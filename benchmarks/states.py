@@ -6,8 +6,9 @@ Layers are of 16 MiB, so that glibc serves gradients from memory that it has use
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
 from torch import nn
@@ -70,17 +71,22 @@ class Training:
         if self._batch.is_cuda:
             torch.cuda.synchronize()
 
-    def state(self) -> dict[str, dict[str, object]]:
+    def state(self) -> dict[str, Any]:
         """Return the state as plain loops save it."""
         return {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict()}
 
     def flat(self) -> dict[str, torch.Tensor]:
         """Return the tensors by name, for formats that hold nothing else."""
-        named = {f"model.{name}": tensor for name, tensor in self.model.state_dict().items()}
-        for index, slot in self.optimizer.state_dict()["state"].items():
-            named |= {f"optimizer.{index}.{name}": tensor for name, tensor in slot.items()}
-        return named
+        return flat(self.state())
 
     def tensors(self) -> Iterator[torch.Tensor]:
         """Return every tensor of the state."""
         yield from self.flat().values()
+
+
+def flat(state: Mapping[str, Any]) -> dict[str, torch.Tensor]:
+    """Return the tensors of what ``Training.state`` returns, by name."""
+    named = {f"model.{name}": tensor for name, tensor in state["model"].items()}
+    for index, slot in state["optimizer"]["state"].items():
+        named |= {f"optimizer.{index}.{name}": tensor for name, tensor in slot.items()}
+    return named

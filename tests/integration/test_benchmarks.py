@@ -69,7 +69,7 @@ def test_fits_restores_and_footprints_show_their_rows(tmp_path: Path) -> None:
     sections = ("--sections", "fits", "restores-4", "footprints")
     printed, results = tiny(tmp_path, "--peers", "torch.save", *sections)
     for page in (printed, results):
-        for row in ("no checkpoints", "Lightning AsyncCheckpointIO", "torch.load + load_state_dict, mmap=True"):
+        for row in ("no checkpoints", "Lightning AsyncCheckpointIO", "torch.load(mmap=True), copied in place"):
             assert row in page
         for figure in ("whole Trainer.fit, copy", "restore in place, verified", "peak memory above training"):
             assert figure in page

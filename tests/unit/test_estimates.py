@@ -76,6 +76,13 @@ def test_interleave_warms_up_once_and_measures_every_round_in_another_order() ->
     assert all(list(row) == [0, 1, 2, 3] for row in measured.samples.values())
 
 
+def test_interleave_counts_the_first_run_without_a_warm_up() -> None:
+    """Where nothing is to be warmed, each entry runs as often as there are rounds."""
+    calls, entry = counting()
+    interleave({"fresh": entry("fresh")}, rounds=3, warm_up=False)
+    assert calls == ["fresh"] * 3
+
+
 def test_interleave_lets_the_slow_take_part_rarely() -> None:
     """An entry with ``every=3`` is measured in every third round."""
     _, entry = counting()
