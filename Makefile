@@ -20,9 +20,8 @@ core: $(VENV)/dev.stamp  ## the decisions alone: pure, without torch, every bran
 torture: $(VENV)/dev.stamp  ## the long crash and size tests
 	$(BIN)/python -m pytest -m torture
 
-bench: $(VENV)/dev.stamp  ## what a step and a list cost, beside their peers
-	$(BIN)/python benchmarks/step_cost.py
-	$(BIN)/python benchmarks/listing.py
+bench: $(VENV)/bench.stamp  ## what saves and restores cost, beside every peer and the machine's limits: benchmarks/RESULTS.md
+	$(BIN)/python benchmarks/run.py
 
 lint: $(VENV)/dev.stamp
 	$(BIN)/ruff check .
@@ -49,4 +48,8 @@ $(VENV)/demo.stamp: $(VENV)/torch.stamp pyproject.toml
 
 $(VENV)/dev.stamp: $(VENV)/torch.stamp pyproject.toml
 	$(PIP_INSTALL) --editable '.[dev]'
+	touch $@
+
+$(VENV)/bench.stamp: $(VENV)/torch.stamp pyproject.toml
+	$(PIP_INSTALL) --editable '.[bench]'
 	touch $@
