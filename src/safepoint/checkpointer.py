@@ -20,7 +20,7 @@ from safepoint import schedule
 from safepoint.capture import rng_state, set_rng_state
 from safepoint.catalog import Catalog, best_of
 from safepoint.deferral import Live
-from safepoint.errors import ConfigurationError, MissingMetricError
+from safepoint.errors import ConfigurationError, MissingMetricError, SaveError
 from safepoint.excluded import Excluder
 from safepoint.keep import Mode, PreservationPolicy
 from safepoint.ledger import Ledger
@@ -51,7 +51,17 @@ class Checkpointer:
     A context manager, one per run and per directory; for one thread. ``state`` maps names to live objects with
     ``state_dict()`` and ``load_state_dict()``, or to dicts. ``filename`` is a template over ``epoch``, ``step`` and the
     metrics of the save. Saves return once the state is staged and become durable in the background (``blocking=True``:
-    at once). A background error is raised at the next call, once, as a SaveError; with ``on_error="warn"`` it is a
+    at once).
+
+    ``staging="copy"``: a save copies the state into host memory. ``staging="deferred"``: parameters and optimizer state
+    are copied while the next forward and backward run, and the optimizers' next steps and ``load_state_dict`` wait for
+    what is left; between a save and the next step, nothing may write into parameters through ``tensor.data`` or
+    ``tensor.numpy()`` (what does so in other ways is noticed, and the checkpoint given up). ``max_images``: how many
+    states there are in host memory at most, of ``max_host_bytes`` together (``None``: half of what is available); one
+    that does not fit goes to disk through a buffer of 96 MiB while training waits. ``exclude_frozen``: parameters that
+    need no gradient are left out; on ``restore()`` the live ones stay, and are compared with what was left out.
+
+    A background error is raised at the next call, once, as a SaveError; with ``on_error="warn"`` it is a
     warning, and the next save tries again.
 
     Raises:
@@ -160,8 +170,10 @@ class Checkpointer:
         self._seen |= metrics.keys()
         if not self._has_memory:
             self._prepare_memory()
-        self._decide(EventKind.STEP, p.epoch)
-        self._answer_signal(p.epoch)
+        try:
+            self._decide(EventKind.STEP, p.epoch)
+        finally:
+            self._answer_signal(p.epoch)
 
     def epoch_end(self, **metrics: Any) -> None:
         """Count one epoch and save if that is due; call it once after each epoch, with what was measured at its end.
@@ -264,8 +276,20 @@ class Checkpointer:
         return best_of(self.records(), metric, mode)
 
     def _decide(self, kind: EventKind, epoch: int, *, cause: str = "", pinned: bool = False) -> None:
-        if self._run.has_news:
+        late = self._late_error() if self._run.has_news else None
+        self._decide_now(kind, epoch, cause=cause, pinned=pinned)
+        if late is not None:  # not before the present save has been made: it may be the last
+            raise late
+
+    def _late_error(self) -> SaveError | None:
+        """Take notice of what has ended, and return what went wrong."""
+        try:
             self._take_in(self._run.settle())
+        except SaveError as error:
+            return error
+        return None
+
+    def _decide_now(self, kind: EventKind, epoch: int, *, cause: str, pinned: bool) -> None:
         p, now = self._progress, time.monotonic()
         step_s, template, metrics = 0.0, self._filename, self._measured
         if kind is EventKind.STEP:

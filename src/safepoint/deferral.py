@@ -3,12 +3,13 @@
 The barrier is PyTorch's own hook that runs before any optimizer's step (``register_optimizer_step_pre_hook``): it waits
 for the copies on the host, and lets the device's stream wait for those on a device. Loading a state dict into one of
 the modules waits, too. Whatever else changes a tensor in place is seen by its version counter: then the checkpoint is
-given up with an error, because it would hold the weights of two moments. ``tensor.data`` hides changes from the
-counter; who writes through it between a save and the next step stages by copy.
+given up with an error, because it would hold the weights of two moments. ``tensor.data`` and ``tensor.numpy()`` hide
+changes from the counter; who writes through them between a save and the next step stages by copy.
 """
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -21,10 +22,12 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 from torch.utils.hooks import RemovableHandle
 
 from safepoint import memory
-from safepoint.background import Background
+from safepoint.background import Background, interpreter_is_ending
 from safepoint.errors import CaptureError
 from safepoint.frozen import Sighting
 from safepoint.transfer import DeviceTransfer, HostBuffer, Owned, Piece, split, tensors_in, version
+
+_LOOK_S = 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +53,10 @@ class Deferral:
     """The copies of one save that are still to be made, and the proof that nothing has changed meanwhile.
 
     ``kept`` is not copied, because the image holds it already: whether that is so is found out beside the copies.
+
+    An operation in place raises a tensor's version when it has ended, and so does not show while it runs. The verdict
+    is therefore the training thread's, which is in the middle of no operation then: at the barrier, or whenever it
+    comes by after the copies have ended. Until then the checkpoint is written, but gets no name.
     """
 
     def __init__(
@@ -57,42 +64,57 @@ class Deferral:
     ) -> None:
         self.stalled_s = self.copied_at_s = 0.0
         self._target, self._kept = target, kept
-        self._host, devices = split(pieces)
+        host, devices = split(pieces)
+        self._host = [(piece, piece.storage.data_ptr(), piece.storage.nbytes()) for piece in host]
         self._transfers = [DeviceTransfer(device, found) for device, found in devices.items()]
         self._before = [(tensor, version(tensor)) for tensor in tensors]
         self._copied = threading.Event()  # on the host; on devices, the copies are queued
-        self._lock = threading.Lock()
-        self._settled = False
-        self._torn: list[torch.Tensor] = []
-        self._moved: list[torch.UntypedStorage] = []
+        self._verdict = threading.Event()
+        self._torn: list[str] = []
         self._done: Future[None] = Future()
 
     def begin(self, thread: Background) -> None:
         """Have the copies made in ``thread``."""
         self._done = thread.submit(self._copy)
 
+    @property
+    def done(self) -> bool:
+        """Whether everything has been copied."""
+        return self._done.done()
+
     def hold_back(self) -> None:
         """Return when the tensors may be changed: on the host once they are copied; devices wait for themselves."""
         began = time.perf_counter()
         self._copied.wait()
-        self._settle()
+        self.settle()
         for transfer in self._transfers:
             transfer.hold_back()
         self.stalled_s += time.perf_counter() - began
 
+    def settle(self) -> None:
+        """Give the verdict, in the training thread; the copies on the host must have been made."""
+        if not self._verdict.is_set():
+            changed = (tensor for tensor, before in self._before if version(tensor) != before)
+            self._torn += [f"one of shape {tuple(tensor.shape)}" for tensor in changed]
+            self._verdict.set()
+
     def wait(self) -> None:
-        """Return when everything is in the image.
+        """Return when everything is in the image."""
+        self._done.result()
+
+    def confirm(self) -> None:
+        """Wait for the verdict.
 
         Raises:
             CaptureError: a tensor was changed by something that the barrier does not see.
 
         """
-        self._done.result()
-        if self._torn or self._moved:
-            shapes = [str(tuple(tensor.shape)) for tensor in self._torn]
-            shapes += [f"a frozen one of {storage.nbytes()} bytes" for storage in self._moved]
+        while not self._verdict.wait(_LOOK_S):
+            if interpreter_is_ending():  # without close(): nobody changes anything any more
+                self.settle()
+        if self._torn:
             raise CaptureError(
-                f"{len(shapes)} tensors (the first: {shapes[0]}) were changed in place between the save and the next "
+                f"{len(self._torn)} tensors ({self._torn[0]}, for example) were changed between the save and the next "
                 "optimizer step, by something other than a step: this checkpoint would mix two moments and was given "
                 'up. Use staging="copy", or change the weights before the save.'
             )
@@ -101,25 +123,22 @@ class Deferral:
         try:
             for transfer in self._transfers:
                 transfer.start(self._target)
-            for piece in self._host:
-                address = self._target.memory.address + piece.offset
-                memory.copy(address, piece.storage.data_ptr(), piece.storage.nbytes())
-            self._moved = [sighting.storage for sighting in self._kept if not sighting.is_live()]
-            if not self._transfers:
-                self._settle()
+            for piece, address, size_bytes in self._host:
+                if _lies_at(piece.storage, address, size_bytes):
+                    memory.copy(self._target.memory.address + piece.offset, address, size_bytes)
+                if not _lies_at(piece.storage, address, size_bytes):
+                    self._torn.append(f"one of {size_bytes} bytes, whose memory was moved or freed")
+            moved = (sighting.storage.nbytes() for sighting in self._kept if not sighting.is_live())
+            self._torn += [f"a frozen one of {size_bytes} bytes" for size_bytes in moved]
         finally:
             self._copied.set()
         for transfer in self._transfers:
             transfer.finish()
         self.copied_at_s = time.perf_counter()
-        self._settle()
 
-    def _settle(self) -> None:
-        """See once whether anything has changed: at the end of the copies or, if that comes first, at the barrier."""
-        with self._lock:
-            if not self._settled:
-                self._settled = True
-                self._torn = [tensor for tensor, before in self._before if version(tensor) != before]
+
+def _lies_at(storage: torch.UntypedStorage, address: int, size_bytes: int) -> bool:
+    return storage.data_ptr() == address and storage.nbytes() == size_bytes
 
 
 class Barrier:
@@ -130,6 +149,7 @@ class Barrier:
         self._thread = Background("staging")
         self._on_step: RemovableHandle | None = None
         self._on_load: list[RemovableHandle] = []
+        self._process = os.getpid()
 
     def defer(
         self, target: HostBuffer, pieces: Sequence[Piece], live: Live, owned: Owned, kept: Sequence[Sighting]
@@ -147,11 +167,20 @@ class Barrier:
         deferral.begin(self._thread)
         return deferral
 
+    def look(self) -> None:
+        """Give the verdict on what has been copied by now; cheap where nothing is under way."""
+        if self._under_way:
+            for deferral in [deferral for deferral in self._under_way if deferral.done]:
+                deferral.hold_back()
+                self._under_way.remove(deferral)
+
     def hold_back(self) -> None:
         """Return when everything that was deferred may be changed."""
-        under_way, self._under_way = self._under_way, []
-        for deferral in under_way:
-            deferral.hold_back()
+        if os.getpid() != self._process:
+            return  # a child has neither the threads nor the checkpoint
+        while self._under_way:
+            self._under_way[0].hold_back()
+            del self._under_way[0]  # not before: an interrupted wait leaves the barrier where it is
 
     def release(self) -> None:
         """Do as ``hold_back`` does, and take the hooks off the modules."""

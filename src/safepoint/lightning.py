@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.callbacks import ModelCheckpoint as _Original
 from lightning.pytorch.plugins.io import AsyncCheckpointIO, CheckpointIO, TorchCheckpointIO
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
@@ -28,4 +29,5 @@ class ModelCheckpoint(ModelCheckpointBody, _Original):
         interceptor=interceptor(CheckpointIO),
         torch_io=TorchCheckpointIO,
         async_io=AsyncCheckpointIO,
+        callback=Callback,
     )

@@ -29,10 +29,10 @@ from safepoint.manifest import FORMAT_VERSION, Blob, Manifest, Position, encoded
 from safepoint.progress import wait_and_show
 from safepoint.records import Fate, Metrics, Record, encoded_metrics
 from safepoint.sealing import Seal
-from safepoint.staging import Pool, Staged, StagedLive, Stager
+from safepoint.staging import RING_BYTES, Pool, Staged, StagedLive, Stager, ring
 from safepoint.stores import Store
 from safepoint.stores.local import LocalStore
-from safepoint.transfer import Copier
+from safepoint.transfer import Copier, HostBuffer
 from safepoint.when import positive_count
 from safepoint.writer import Asked, Job, Names, Outcome, Writer
 
@@ -123,6 +123,7 @@ class Pipeline:
         self._barrier = Barrier()
         self._stager = Stager(self._pool, self._barrier, Frozen(), Copier())
         self._writer = Writer(store or LocalStore(directory))
+        self._ring: HostBuffer | None = None
         self._said_that_it_streams = False
         self._under_way: deque[tuple[Part, ...]] = deque()  # of the jobs queued, in their order
         self._last_time = 0.0
@@ -179,9 +180,16 @@ class Pipeline:
         self._under_way.append(tuple(parts))
         asked = Asked(began_s, waited_s, time.perf_counter() - began_s)
         path = self.directory / first.name
-        self._writer.submit(Job(staged, seal, path, snapshot.step, first, asked, self._removals(parts), tuple(others)))
-        if self.options.blocking or isinstance(staged, StagedLive):
-            self._writer.wait()
+        removals, holds_up = self._removals(parts), self.options.blocking or isinstance(staged, StagedLive)
+        try:
+            self._writer.submit(Job(staged, seal, path, snapshot.step, first, asked, removals, tuple(others), holds_up))
+            if holds_up:
+                self._barrier.release()
+                self._writer.wait()
+        except BaseException:  # an interrupt: what is streamed must not be read any more
+            if isinstance(staged, StagedLive):
+                staged.abandon()
+            raise
 
     def _staged(self, captured: Capture, layout: Layout, live: Live) -> tuple[Staged, float]:
         """Return the state staged, or being staged, and the seconds of waiting for an image."""
@@ -191,7 +199,8 @@ class Pipeline:
         waited_s = time.perf_counter() - asked_s
         if image is None:
             self._say_that_it_streams(layout.body_bytes)
-            return StagedLive(captured, layout), waited_s
+            self._ring = self._ring or ring()
+            return StagedLive(captured, layout, self._ring), waited_s
         try:
             deferred = self.options.staging == "deferred"
             return self._stager.stage(image, captured, layout, live, deferred=deferred), waited_s
@@ -204,15 +213,21 @@ class Pipeline:
             self._said_that_it_streams = True
             warnings.warn(
                 f"checkpoints of {size_bytes / 1e9:.2f} GB do not fit into the host memory allowed for them "
-                f"({self._pool.max_host_bytes / 1e9:.2f} GB): each goes to disk through a small buffer while training "
-                "waits. Give max_host_bytes=, or exclude_frozen=True where most of the weights are frozen.",
+                f"({self._pool.max_host_bytes / 1e9:.2f} GB): each goes to disk through a buffer of {RING_BYTES >> 20} "
+                "MiB while training waits. Give a larger max_host_bytes=, or exclude_frozen=True if most weights are"
+                " frozen.",
                 RuntimeWarning,
                 stacklevel=6,
             )
 
+    def hold_back(self) -> None:
+        """Return when everything that was deferred is copied: what it was copied from may change then."""
+        self._barrier.release()
+
     @property
     def has_ended(self) -> bool:
-        """Whether anything has ended since the last ``drain``."""
+        """Whether anything has ended since the last ``drain``; also where deferred copies get their verdict."""
+        self._barrier.look()
         return self._writer.has_ended
 
     def drain(self) -> None:
@@ -233,6 +248,7 @@ class Pipeline:
         self._writer.close()
         self._barrier.close()
         self._stager.copier.close()
+        self._ring = None
         self._pool.close()
 
     def has_under_way(self, book: Book) -> bool:

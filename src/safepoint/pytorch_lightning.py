@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pytorch_lightning.callbacks import Callback
 from pytorch_lightning.callbacks import ModelCheckpoint as _Original
 from pytorch_lightning.plugins.io import AsyncCheckpointIO, CheckpointIO, TorchCheckpointIO
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
@@ -28,4 +29,5 @@ class ModelCheckpoint(ModelCheckpointBody, _Original):
         interceptor=interceptor(CheckpointIO),
         torch_io=TorchCheckpointIO,
         async_io=AsyncCheckpointIO,
+        callback=Callback,
     )

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from safepoint.deferral import Live
-from safepoint.errors import SaveError
+from safepoint.errors import CaptureError, SaveError
 from safepoint.ledger import Ledger
 from safepoint.pipeline import NOTHING_LIVE, Book, Part, Pipeline, Proposed, Snapshot
 from safepoint.records import Record, SaveStats
@@ -168,9 +168,10 @@ class Run:
         if outcome.durable:
             message = f"{path}{also} is saved, but {outcome.still_there[0]} could not be removed: {cause}"
         else:
+            remedy = "" if isinstance(cause, CaptureError) else "; free or mend the disk, then resume from the newest"
+            reason = str(cause).removesuffix(".")
             message = (
-                f"{path}{also} was not saved: {cause}. Earlier checkpoints are intact and nothing was removed; "
-                "free or mend the disk, then resume from the newest."
+                f"{path}{also} was not saved: {reason}. Earlier checkpoints are intact and nothing was removed{remedy}."
             )
         error = SaveError(message)
         error.__cause__ = cause

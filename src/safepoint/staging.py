@@ -21,6 +21,7 @@ import torch
 from safepoint.background import Background
 from safepoint.capture import Capture
 from safepoint.deferral import Barrier, Deferral, Live
+from safepoint.errors import CaptureError
 from safepoint.frozen import Frozen, Held, take_in, unchanged
 from safepoint.image import ALIGNMENT_BYTES, Layout
 from safepoint.memory import available_bytes
@@ -29,8 +30,8 @@ from safepoint.transfer import SMALL_BYTES, Copier, HostBuffer, Piece, tensors_i
 
 logger = logging.getLogger("safepoint")
 
-_RING_SLABS = 3
-"""Slabs of a streamed state: two on their way to disk, and the one that is filled and digested."""
+RING_BYTES = 3 * SLAB_BYTES
+"""What a streamed state passes through: two slabs on their way to disk, and the one that is filled and digested."""
 
 
 class Staged(Protocol):
@@ -125,7 +126,7 @@ class Pool:
                         return image
                     self._drop(image)  # the state has grown
                 if not self._count:
-                    return self._made(size_bytes)
+                    return self._made_if_granted(size_bytes)
                 if self._count < allowed and not self._growing:
                     self._growing = True
                     self._thread.submit(self._grow, size_bytes)
@@ -160,6 +161,13 @@ class Pool:
         self._count += 1
         self._thread.submit(image.prepare)
         return image
+
+    def _made_if_granted(self, size_bytes: int) -> Image | None:
+        try:
+            return self._made(size_bytes)
+        except MemoryError as error:
+            logger.warning("%s: the state is streamed instead", error)
+            return None
 
     def _drop(self, image: Image) -> None:
         image.close()
@@ -208,6 +216,8 @@ class StagedImage:
 
     def sealed(self, digest_at: Callable[[int], str]) -> None:
         """See ``Staged``."""
+        if self.deferral is not None:
+            self.deferral.confirm()
         take_in(self.looked_at, self.kept, digest_at)
         self.image.held = self.looked_at
 
@@ -242,13 +252,18 @@ class StagedLive:
     stalled_s = 0.0
     staged_at_s = 0.0
 
-    def __init__(self, captured: Capture, layout: Layout) -> None:
-        self._ring = HostBuffer(min(_RING_SLABS * SLAB_BYTES, layout.body_bytes))
+    def __init__(self, captured: Capture, layout: Layout, ring: HostBuffer) -> None:
+        self._ring = ring
         self._pickle, self._pickle_offset = captured.pickle, layout.pickle.data_offset
         self._pieces = _pieces(captured, layout)
         self._next = 0
+        self._is_abandoned = False
         for device in {piece.storage.device for piece in self._pieces if piece.storage.device.type != "cpu"}:
             torch.get_device_module(device).current_stream(device).synchronize()
+
+    def abandon(self) -> None:
+        """Take no more of the state: training has not waited to the end, and may change it."""
+        self._is_abandoned = True
 
     def wait(self) -> None:
         """See ``Staged``."""
@@ -256,6 +271,7 @@ class StagedLive:
     def slab(self, start: int, end: int) -> memoryview:
         """See ``sealing.Slabs``; they are asked for from the beginning to the end."""
         base = start % self._ring.memory.size_bytes
+        self._check_not_abandoned()
         view = self._ring.memory.view(base, end - start)
         first, last = max(start, self._pickle_offset), min(end, self._pickle_offset + len(self._pickle))
         if first < last:
@@ -271,8 +287,13 @@ class StagedLive:
         self.staged_at_s = time.perf_counter()
         return view
 
-    def sealed(self, digest_at: Callable[[int], str]) -> None:
-        """See ``Staged``; nothing is remembered."""
+    def sealed(self, digest_at: Callable[[int], str]) -> None:  # noqa: ARG002 - nothing is remembered
+        """See ``Staged``."""
+        self._check_not_abandoned()
+
+    def _check_not_abandoned(self) -> None:
+        if self._is_abandoned:
+            raise CaptureError("the save was interrupted while the state was streamed: this checkpoint was given up.")
 
     def durable(self, name: str) -> None:
         """See ``Staged``; nothing is remembered."""
@@ -284,6 +305,11 @@ class StagedLive:
     def release(self) -> None:
         """See ``Staged``."""
         self._pieces = []
+
+
+def ring() -> HostBuffer:
+    """Return the buffer that states are streamed through."""
+    return HostBuffer(RING_BYTES)
 
 
 def image_bytes(state: object) -> int:
@@ -315,7 +341,7 @@ class Stager:
             kept = {offset: sighting for offset, sighting in kept.items() if sighting.is_live()}
         image.held = {}
         _put_pickle(image, captured, layout)
-        may_wait = {**owned, **resting} if deferred else {}
+        may_wait = owned if deferred else {}
         moving = [piece for piece in pieces if piece.offset not in kept]
         later = [p for p in moving if p.storage.data_ptr() in may_wait and p.storage.nbytes() >= SMALL_BYTES]
         waiting = {piece.offset for piece in later}

@@ -57,8 +57,9 @@ class Asked:
 class Job:
     """One checkpoint and what to do with it.
 
-    ``path`` is where it will be; ``remove`` goes once the checkpoint is durable under all its names, of which ``more``
-    are those that others have for it: links to the same bytes, each with links of its own.
+    ``path`` is where it will be; ``holds_up``: training waits until it has ended. ``remove`` goes once the checkpoint
+    is durable under all its names, of which ``more`` are those that others have for it: links to the same bytes, each
+    with links of its own.
     """
 
     staged: Staged
@@ -69,6 +70,7 @@ class Job:
     asked: Asked
     remove: tuple[str, ...] = ()
     more: tuple[Names, ...] = ()
+    holds_up: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,16 +172,17 @@ class Writer:
         written_bytes = self._store.write(names.name, chunks(), seal.size_bytes, replace=names.replace)
         staged.durable(names.name)
         self._give_names(job)
+        committed_s = time.perf_counter() - asked.began_s
         return SaveStats(
             path=job.path,
             step=job.step,
             size_bytes=seal.size_bytes,
             written_bytes=written_bytes,
             waited_s=asked.waited_s,
-            stalled_s=asked.stalled_s + staged.stalled_s,
+            stalled_s=committed_s if job.holds_up else asked.stalled_s + staged.stalled_s,
             staged_s=staged.staged_at_s - asked.began_s,
             written_s=written_at_s - asked.began_s,
-            committed_s=time.perf_counter() - asked.began_s,
+            committed_s=committed_s,
         )
 
     def _give_names(self, job: Job) -> None:

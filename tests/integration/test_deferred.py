@@ -7,7 +7,11 @@ from __future__ import annotations
 
 import copy
 import io
+import multiprocessing
 import random
+import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -263,7 +267,7 @@ def test_deferred_staging_gives_up_a_checkpoint_of_two_moments(tmp_path: Path, g
         with torch.no_grad():
             model[0].weight.mul_(2)
         gate.set()
-        with pytest.raises(SaveError, match=r"changed in place between the save and the next optimizer step.*staging="):
+        with pytest.raises(SaveError, match=r"were changed between the save and the next optimizer step.*staging="):
             saver.wait()
         assert not lost.exists()
         moment = Moment(state)
@@ -314,3 +318,94 @@ def test_deferred_staging_goes_by_streams_and_events_on_a_device(
             moments.append((saver.save(), moment))
     assert len(held_back) == 4
     assert all(moment.is_in(path) for path, moment in moments)
+
+
+def test_deferred_staging_notices_a_change_that_has_not_ended_yet(tmp_path: Path, gate: threading.Event) -> None:
+    """An operation in place raises the version when it has ended: the verdict comes after it, not while it runs."""
+    model = _model()
+    state = {"model": model, "optimizer": torch.optim.SGD(model.parameters(), lr=0.1)}
+    with Checkpointer(tmp_path, state=state, save=NEVER, keep=keep.all(), staging="deferred") as saver:
+        path = saver.save()
+        model[0].weight.data.mul_(2)  # what the kernel of an operation in place does first
+        gate.set()
+        time.sleep(0.2)  # enough for the copies to end, and for the file to be written
+        assert not path.exists()
+        with torch.no_grad():
+            model[0].weight.add_(0)  # what it does last: it raises the version
+        with pytest.raises(SaveError, match="were changed between the save and the next optimizer step"):
+            saver.wait()
+    assert not path.exists()
+
+
+@pytest.mark.parametrize("how", ["resized", "moved"])
+def test_deferred_staging_gives_up_what_is_freed_or_moved_meanwhile(
+    tmp_path: Path, gate: threading.Event, how: str
+) -> None:
+    """A storage that is not where it was is not read."""
+    model = _model()
+    state = {"model": model, "optimizer": torch.optim.SGD(model.parameters(), lr=0.1)}
+    with Checkpointer(tmp_path, state=state, save=NEVER, keep=keep.all(), staging="deferred") as saver:
+        saver.save()
+        storage = model[0].weight.untyped_storage()
+        storage.resize_(0) if how == "resized" else model.share_memory()
+        gate.set()
+        with pytest.raises(SaveError, match="was moved or freed"):
+            saver.wait()
+        if how == "resized":
+            storage.resize_(4 * WIDTH * WIDTH)
+
+
+def test_deferred_barrier_stays_when_the_wait_is_interrupted(tmp_path: Path, gate: threading.Event) -> None:
+    """Ctrl-C in the step that waits, and another step: it waits, too."""
+    model = _model()
+    optimizer = torch.optim.AdamW(model.parameters(), fused=True)
+    _backward(model)
+    optimizer.step()
+    state = {"model": model, "optimizer": optimizer}
+    with Checkpointer(tmp_path, state=state, save=NEVER, keep=keep.all(), staging="deferred") as saver:
+        saver.step()
+        moment = Moment(state)
+        path = saver.save()
+        before = signal.signal(signal.SIGALRM, signal.default_int_handler)
+        try:
+            signal.setitimer(signal.ITIMER_REAL, 0.1)
+            with pytest.raises(KeyboardInterrupt):
+                optimizer.step()
+        finally:
+            signal.signal(signal.SIGALRM, before)
+        threading.Timer(0.1, gate.set).start()
+        optimizer.step()
+    assert moment.is_in(path)
+
+
+def test_deferred_barrier_lets_a_child_process_go_on(tmp_path: Path, gate: threading.Event) -> None:
+    """A forked child has no copies to wait for: an optimizer steps there at once."""
+    model = _model()
+    state = {"model": model, "optimizer": torch.optim.SGD(model.parameters(), lr=0.1)}
+    with Checkpointer(tmp_path, state=state, save=NEVER, keep=keep.all(), staging="deferred") as saver:
+        saver.save()
+        child = multiprocessing.get_context("fork").Process(target=_step_of_a_child)
+        child.start()
+        child.join(30)
+        assert child.exitcode == 0
+        gate.set()
+
+
+def _step_of_a_child() -> None:
+    weight = torch.nn.Parameter(torch.ones(1))
+    weight.grad = torch.ones(1)
+    torch.optim.SGD([weight], lr=0.1).step()
+
+
+def test_deferred_checkpoint_is_durable_when_the_program_ends_without_close(tmp_path: Path) -> None:
+    """Nobody gives a verdict any more, and nothing changes any more: the file gets its name, and the program ends."""
+    code = """
+import sys, torch
+from safepoint import Checkpointer, keep, when
+model = torch.nn.Linear(300, 300)
+state = {"model": model, "optimizer": torch.optim.SGD(model.parameters(), lr=0.1)}
+saver = Checkpointer(sys.argv[1], state=state, save=when.train_end(), keep=keep.all(), staging="deferred")
+saver.save()
+"""
+    subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True, timeout=60)
+    assert len(list(tmp_path.glob("*.ckpt"))) == 1

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import errno
 import os
+import signal
+import threading
+import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 from invariants import temporaries, whole_checkpoints
 from loop import Training
 
 import safepoint
-from safepoint import Checkpointer, keep, when
+from safepoint import Checkpointer, SaveError, keep, sealing, staging, when
 from safepoint.stores.local import LocalStore
 
 
@@ -140,3 +145,63 @@ def test_error_of_a_late_save_is_noted_on_the_error_of_the_loop(tmp_path: Path, 
         checkpointer.step(loss=training.advance())
         1 / 0  # noqa: B018
     assert any("was not saved" in note for note in caught.value.__notes__)
+
+
+@pytest.mark.parametrize("end", ["close", "exception"])
+def test_last_save_is_made_though_an_earlier_one_has_failed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, end: str
+) -> None:
+    """What went wrong before comes out when the final or emergency save has been made, not in its place."""
+    state = {"a": {"x": torch.ones(4)}}
+    policy = when.at(steps=[1]) | when.train_end() | when.exception()
+    saver = Checkpointer(tmp_path, state=state, save=policy, keep=keep.all())
+
+    def full(*_: object, **__: object) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(LocalStore, "write", full)
+        saver.step()
+        saver._run.pipeline._writer.wait()
+    if end == "close":
+        with pytest.raises(SaveError, match="No space left"):
+            saver.close()
+    else:
+        with pytest.raises(ZeroDivisionError) as caught, saver:
+            raise ZeroDivisionError
+        assert "No space left" in caught.value.__notes__[0]
+    assert len(whole_checkpoints(tmp_path)) == 1
+
+
+def test_streamed_save_that_is_interrupted_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After Ctrl-C training may go on and change the state: no more of it is read, and nothing is published."""
+    state = {"a": {"x": torch.ones(60_000)}}
+    monkeypatch.setattr(staging, "SLAB_BYTES", 12288)
+    monkeypatch.setattr(sealing, "SLAB_BYTES", 12288)
+    slab = staging.StagedLive.slab
+
+    def interrupted(staged: staging.StagedLive, start: int, end: int) -> memoryview:
+        if start == 12288 * 3:
+            signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+            time.sleep(0.2)
+        return slab(staged, start, end)
+
+    monkeypatch.setattr(staging.StagedLive, "slab", interrupted)
+    with Checkpointer(tmp_path, state=state, save=when.at(steps=[9]), keep=keep.all(), max_host_bytes=1) as saver:
+        with pytest.warns(RuntimeWarning, match="do not fit"), pytest.raises(KeyboardInterrupt):
+            saver.save()
+        state["a"]["x"].zero_()
+        with pytest.raises(SaveError, match="interrupted while the state was streamed"):
+            saver.wait()
+    assert whole_checkpoints(tmp_path) == []
+
+
+@pytest.mark.parametrize("options", [{"blocking": True}, {"max_host_bytes": 1}])
+@pytest.mark.filterwarnings("ignore:checkpoints of:RuntimeWarning")
+def test_stats_count_all_that_training_was_held_up(tmp_path: Path, options: dict[str, Any]) -> None:
+    """Where a save returns when it is durable, the whole of it is stall."""
+    state = {"a": {"x": torch.ones(9)}}
+    with Checkpointer(tmp_path, state=state, save=when.at(steps=[9]), keep=keep.all(), **options) as saver:
+        saver.save()
+        (stats,) = saver.stats()
+    assert stats.stalled_s == stats.committed_s

@@ -46,6 +46,11 @@ def _module(framework: Framework, optimizer: str) -> Any:
             super().__init__()
             self.layer = torch.nn.Linear(WIDTH, WIDTH)
             self.automatic_optimization = optimizer != "manual"
+            self.stops_after = 0
+
+        def on_train_batch_end(self, *_: Any) -> None:
+            if self.stops_after and self.global_step == self.stops_after:
+                self.trainer.should_stop = True
 
         def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
             loss: torch.Tensor = self.layer(batch[0]).square().mean()
@@ -72,7 +77,9 @@ def _data() -> DataLoader[Any]:
     return DataLoader(TensorDataset(torch.randn(12, WIDTH)), batch_size=2)
 
 
-def _fit(framework: Framework, directory: Path, optimizer: str, *callbacks: Any, **options: Any) -> dict[str, Any]:
+def _fit(
+    framework: Framework, directory: Path, optimizer: str, *callbacks: Any, stops_after: int = 0, **options: Any
+) -> dict[str, Any]:
     """Fit with a checkpoint at every step; return what each must hold: a copy of what the trainer dumped for it."""
     truth: dict[str, Any] = {}
     checkpoint = framework.ModelCheckpoint(
@@ -89,6 +96,7 @@ def _fit(framework: Framework, directory: Path, optimizer: str, *callbacks: Any,
 
     torch.manual_seed(1)
     module = _module(framework, optimizer)
+    module.stops_after = stops_after
     trainer = framework.pl.Trainer(
         accelerator="cpu",
         callbacks=[*callbacks, Watch(), checkpoint],
@@ -99,6 +107,8 @@ def _fit(framework: Framework, directory: Path, optimizer: str, *callbacks: Any,
         **{"max_epochs": 2, **options},
     )
     trainer.fit(module, _data(), _data())
+    assert checkpoint in trainer.callbacks
+    assert not [callback for callback in trainer.callbacks if type(callback).__name__ == "Vanguard"]
     return truth
 
 
@@ -150,7 +160,9 @@ def test_deferred_copies_run_beside_forward_and_backward_in_a_fit(
 
 
 @pytest.mark.parametrize(
-    "options", [{}, {"val_check_interval": 2}, {"accumulate_grad_batches": 2}, {"limit_val_batches": 0}]
+    "options",
+    [{}, {"val_check_interval": 2}, {"accumulate_grad_batches": 2}, {"limit_val_batches": 0}, {"stops_after": 3}],
+    ids=str,
 )
 def test_deferred_checkpoint_survives_weight_averaging(
     framework: Framework, tmp_path: Path, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
@@ -189,7 +201,7 @@ def test_deferred_checkpoint_survives_weight_averaging(
 
     averaging = framework.pl.callbacks.WeightAveraging(avg_fn=halfway)
     truth = _fit(framework, tmp_path / "ckpts", "plain", averaging, WorstMoment(), **options)
-    assert len(truth) > 4
+    assert len(truth) >= 3
     assert all("current_model_state" in expected for expected in truth.values())
     _assert_whole(tmp_path / "ckpts", truth)
 

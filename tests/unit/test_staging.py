@@ -178,7 +178,7 @@ def test_checkpointer_streams_what_does_not_fit_and_says_so_once(tmp_path: Path)
     """Each save is durable when it returns, needs no image, and is right; the warning comes with the first one."""
     state = _state()
     with Checkpointer(tmp_path, state=state, save=NEVER, keep=keep.all(), max_host_bytes=1) as saver:
-        with pytest.warns(RuntimeWarning, match="each goes to disk through a small buffer while training waits"):
+        with pytest.warns(RuntimeWarning, match="each goes to disk through a buffer of 96 MiB while training waits"):
             saver.save()
         for step in range(3):
             saver.step()

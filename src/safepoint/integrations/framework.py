@@ -70,7 +70,7 @@ class Framework:
 
     ``misconfiguration`` is an error that both Safepoint's users and the framework's know to catch; ``info`` and
     ``warn`` speak on rank 0 only; ``interceptor`` is made from the framework's CheckpointIO; ``torch_io`` and
-    ``async_io`` are its own plugins.
+    ``async_io`` are its own plugins; ``callback`` is the root of its callbacks.
     """
 
     misconfiguration: type[Exception]
@@ -79,6 +79,7 @@ class Framework:
     interceptor: type[Any]
     torch_io: type[Any]
     async_io: type[Any]
+    callback: type[Any]
 
     def intercept(self, strategy: Any) -> Exchange:
         """Put an interceptor before the plugin of ``strategy``, unless another callback has done so.

@@ -24,6 +24,7 @@ from safepoint.errors import nearest
 from safepoint.integrations import ahead, configuration, resume
 from safepoint.integrations.exchange import Exchange
 from safepoint.integrations.saving import Saving, number
+from safepoint.integrations.vanguard import vanguard
 from safepoint.ledger import Ledger
 from safepoint.pipeline import OnError, Options, Staging
 from safepoint.records import Decision, Event, EventKind, Save, ScheduleState
@@ -118,6 +119,7 @@ class ModelCheckpointBody(Saving):
         self._has_validated = False
         self._told: set[str] = set()
         self._has_memory = False
+        self._vanguard: Any = None
         self._validated_at = -1
         self._validation_metrics: frozenset[str] = frozenset()
         self._logged_before_validation: frozenset[str] | None = None
@@ -142,6 +144,12 @@ class ModelCheckpointBody(Saving):
             self._run = Run(self._exchange.pipeline(directory, self._options))
             if self._carried is not None:
                 self._run.adopt(*self._carried)
+            if stage == "fit" and self._options.staging == "deferred":
+                self._vanguard = vanguard(self.framework.callback, self._run.pipeline.hold_back)
+                trainer.callbacks = [
+                    self._vanguard,
+                    *trainer.callbacks,
+                ]  # a new list: the old one is being gone through
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:  # noqa: ARG002 - the framework's signature
         """Start the clock of ``train_time_interval``."""
@@ -204,6 +212,7 @@ class ModelCheckpointBody(Saving):
         finally:
             self._exchange.leave(run)
             self._run, self._exchange = None, Exchange()
+            trainer.callbacks = [callback for callback in trainer.callbacks if callback is not self._vanguard]
             self._carried = (run.identity, run.ledger)
 
     def on_load_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: dict[str, Any]) -> None:  # noqa: ARG002
@@ -414,4 +423,4 @@ class ModelCheckpointBody(Saving):
         state = self.__dict__.copy()
         if self._run is not None:
             state["_carried"] = (self._run.identity, self._run.ledger)
-        return {**state, "_run": None, "_exchange": Exchange()}
+        return {**state, "_run": None, "_exchange": Exchange(), "_vanguard": None}
