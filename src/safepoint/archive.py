@@ -36,6 +36,10 @@ _TAIL_BYTES = 16 << 10
 _LONGEST_TAIL_BYTES = _END.size + _UINT16_MAX
 
 
+class ForeignFileError(NotACheckpointError):
+    """Say that another program wrote the file: it is whole, as far as was looked, and nothing of ours is in it."""
+
+
 class _Location(NamedTuple):
     """Where the header of the manifest's record begins, where the directory does, and what the directory says of it."""
 
@@ -48,7 +52,7 @@ class _Location(NamedTuple):
 def open_regular(path: str | os.PathLike[str]) -> int:
     """Return a descriptor of the file at ``path``, for reading; what is no file is refused and never waited for."""
     if not stat.S_ISREG(os.stat(path).st_mode):
-        raise NotACheckpointError("not a regular file")
+        raise ForeignFileError("not a regular file")
     return os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
 
 
@@ -120,7 +124,9 @@ def _locate(source: _Source) -> _Location:
             entry = source.read(offset, end - offset)
             if (found := _entry(entry, extra_bytes)) is not None:
                 return _checked(*found, directory_offset=start)
-    raise NotACheckpointError("it holds no Safepoint manifest: another program wrote it")
+            if _resembles(entry):
+                raise _broken("the manifest's entry in its directory is not what it must be")
+    raise ForeignFileError("it holds no Safepoint manifest: another program wrote it")
 
 
 def _directory(source: _Source) -> tuple[int, int]:
@@ -157,6 +163,12 @@ def _entry(entry: bytes, extra_bytes: int) -> tuple[int, int, int, int] | None:
     if extra_bytes and offset == _UINT32_MAX:
         *_, offset = _EXTRA64.unpack_from(entry, _CENTRAL.size + len(_NAME))
     return method, crc, size_bytes, offset
+
+
+def _resembles(entry: bytes) -> bool:
+    """Tell whether it is the manifest's entry but for a byte: a damaged file of ours, and not another program's."""
+    name = entry[_CENTRAL.size : _CENTRAL.size + len(_NAME)]
+    return sum(a != b for a, b in zip(name, _NAME, strict=True)) <= 1
 
 
 def _checked(method: int, crc: int, size_bytes: int, offset: int, *, directory_offset: int) -> _Location:

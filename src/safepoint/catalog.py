@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from safepoint import reader
+from safepoint.archive import ForeignFileError
 from safepoint.background import Background
 from safepoint.errors import CheckpointError
 from safepoint.manifest import HistoryEntry, Summary, decoded_history
@@ -33,7 +34,7 @@ class Catalog:
 
     ``records`` are oldest first; ``manifests`` are the summaries of theirs; ``fates`` are what the run of each has to
     say of it, with nothing for a copy or a link that somebody made; ``unreadable`` are the other ``.ckpt`` files, each
-    with why it has no record.
+    with why it has no record, and ``foreign`` those of them that another program wrote.
     """
 
     directory: Path
@@ -41,6 +42,7 @@ class Catalog:
     manifests: Mapping[Path, Summary]
     fates: Mapping[Path, Fate]
     unreadable: Mapping[Path, str]
+    foreign: frozenset[Path]
 
     @classmethod
     def of(cls, directory: Path, extension: str = EXTENSION) -> Catalog:
@@ -48,17 +50,20 @@ class Catalog:
         found = sorted(directory.rglob(f"*{glob.escape(extension)}"))
         manifests: dict[Path, Summary] = {}
         unreadable: dict[Path, str] = {}
+        foreign: set[Path] = set()
         records: list[Record] = []
         for path, size_bytes, told in _read_all([p for p in found if not p.name.startswith(TEMPORARY_PREFIX)]):
-            if isinstance(told, str):
-                unreadable[path] = told
+            if isinstance(told, Exception):
+                unreadable[path] = str(told)
+                if isinstance(told, ForeignFileError):
+                    foreign.add(path)
             else:
                 manifests[path] = told
                 records.append(told.record(path, size_bytes))
         records.sort(key=_age)
         fates = _fates(records, directory)
         complete = tuple(_with_what_came_later(record, fates.get(record.path)) for record in records)
-        return cls(directory, complete, manifests, fates, unreadable)
+        return cls(directory, complete, manifests, fates, unreadable, frozenset(foreign))
 
     def latest(self) -> Record | None:
         """Return the record saved last."""
@@ -102,7 +107,7 @@ class _Reading(NamedTuple):
 
     path: Path
     size_bytes: int
-    told: Summary | str
+    told: Summary | CheckpointError | OSError
 
 
 def _read_all(paths: list[Path]) -> list[_Reading]:
@@ -129,7 +134,7 @@ def _read(path: Path) -> _Reading | None:
     except FileNotFoundError:
         return None
     except (CheckpointError, OSError) as error:
-        return _Reading(path, 0, str(error))
+        return _Reading(path, 0, error)
 
 
 def _fates(records: Iterable[Record], directory: Path) -> dict[Path, Fate]:

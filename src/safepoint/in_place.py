@@ -1,8 +1,8 @@
 """Which live storages a checkpoint can be read straight into.
 
-A storage is filled in place if the very same tensors lie on it, here and in the checkpoint, and in the same places. All
-else is loaded beside the live objects and left to ``load_state_dict``, which converts, copies or refuses. Knows torch;
-knows no file.
+A storage is filled in place if the very same tensors lie on it, here and in the checkpoint, and in the same places, and
+if nobody's own code looks at it before ``load_state_dict`` has replaced what it holds. All else is loaded beside the
+live objects and left to ``load_state_dict``, which converts, copies or refuses. Knows torch; knows no file.
 """
 
 from __future__ import annotations
@@ -27,18 +27,55 @@ def live_storages(
     ``sizes`` are the sizes in bytes of the storages in the checkpoint.
     """
     here = _by_storage(_live(objects), torch.UntypedStorage.data_ptr)
-    there = _by_storage(_tensors(saved, ()), key_of)
-    address_of = {frozenset(places): address for address, (places, _) in here.items() if address}
+    there = _by_storage(_in_entries(saved), key_of)
+    off_limits = _by_storage(_looked_at(objects), torch.UntypedStorage.data_ptr).keys()
+    address_of = {frozenset(places): address for address, (places, _) in here.items() if address not in off_limits}
     found: dict[int, torch.UntypedStorage] = {}
     for key, (places, _) in there.items():
         address = address_of.get(frozenset(places))
-        if key is None or address is None:
+        if key is None or not address:
             continue
         tensors = here[address][1]
         storage = tensors[0].untyped_storage()
         if storage.nbytes() == sizes[key] and any(_covers(tensor) for tensor in tensors):
             found[key] = storage
     return found
+
+
+def own_ways(root: torch.nn.Module) -> tuple[str, ...]:
+    """Return the prefixes of the names in ``root.state_dict()`` that somebody's own code loads, or may look at.
+
+    Such code is a ``load_state_dict`` or ``_load_from_state_dict`` of one's own, or a hook in front of either. It gets
+    everything that is loaded into the modules below, may change it, and may read what is live.
+    """
+    if not _is_of_torch(root.load_state_dict):
+        return ("",)
+    found: list[str] = []
+    for name, module in root.named_modules(remove_duplicate=False):
+        prefix = f"{name}." if name else ""
+        if not prefix.startswith(tuple(found)) and (
+            load_pre_hooks(module) or not _is_of_torch(module._load_from_state_dict)  # noqa: SLF001 - meant to be overridden
+        ):
+            found.append(prefix)
+    return tuple(found)
+
+
+def _has_own_way(optimizer: torch.optim.Optimizer) -> bool:
+    return bool(load_pre_hooks(optimizer)) or not _is_of_torch(optimizer.load_state_dict)
+
+
+def load_pre_hooks(target: torch.nn.Module | torch.optim.Optimizer) -> Mapping[int, object]:
+    """Return what ``register_load_state_dict_pre_hook`` has registered; that has no public name."""
+    is_module = isinstance(target, torch.nn.Module)
+    name = "_load_state_dict_pre_hooks" if is_module else "_optimizer_load_state_dict_pre_hooks"
+    found: Mapping[int, object] = getattr(target, name)  # a contract test holds them to their meaning
+    return found
+
+
+def _is_of_torch(method: object) -> bool:
+    """Tell whether torch itself defines ``method``; what its own modules override does no more than convert."""
+    function = getattr(method, "__func__", None)
+    return str(getattr(function, "__module__", "")).startswith(("torch.nn.", "torch.optim."))
 
 
 def _by_storage(
@@ -54,28 +91,43 @@ def _by_storage(
 
 
 def _live(objects: Mapping[str, object]) -> Iterator[tuple[Path, torch.Tensor]]:
-    """Yield what ``load_state_dict`` copies into or replaces: a module's tensors, the state of an optimizer so far.
-
-    Where somebody's own ``load_state_dict`` reads what it is given, and when, is not known: such objects are left out.
-    """
+    """Yield what ``load_state_dict`` copies into or replaces: a module's tensors, the state of an optimizer so far."""
     for name, target in objects.items():
-        own = getattr(getattr(target, "load_state_dict", None), "__func__", None)
-        if isinstance(target, torch.nn.Module) and own is torch.nn.Module.load_state_dict:
-            for named in (target.named_parameters, target.named_buffers):
-                yield from (((name, key), tensor) for key, tensor in named(remove_duplicate=False))
-        elif isinstance(target, torch.optim.Optimizer) and own is torch.optim.Optimizer.load_state_dict:
+        if isinstance(target, torch.nn.Module):
+            yield from (((name, key), tensor) for key, tensor in _named(target))
+        elif isinstance(target, torch.optim.Optimizer) and not _has_own_way(target):
             yield from _tensors(target.state_dict()["state"], (name, "state"))
 
 
-def _tensors(node: object, path: Path) -> Iterator[tuple[Path, torch.Tensor]]:
-    if isinstance(node, torch.Tensor):
-        yield path, node
-    elif isinstance(node, Mapping):
-        for key, value in node.items():
-            yield from _tensors(value, (*path, key))
-    elif isinstance(node, list | tuple):
-        for index, value in enumerate(node):
-            yield from _tensors(value, (*path, index))
+def _looked_at(objects: Mapping[str, object]) -> Iterator[tuple[Path, torch.Tensor]]:
+    """Yield the live tensors of modules that somebody's own code may look at while it loads."""
+    for name, target in objects.items():
+        if isinstance(target, torch.nn.Module) and (own := own_ways(target)):
+            yield from (((name, key), tensor) for key, tensor in _named(target) if key.startswith(own))
+
+
+def _named(module: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+    yield from module.named_parameters(remove_duplicate=False)
+    yield from module.named_buffers(remove_duplicate=False)
+
+
+def _in_entries(saved: Mapping[str, object]) -> Iterator[tuple[Path, torch.Tensor]]:
+    for name, value in saved.items():
+        yield from _tensors(value, (name,))
+
+
+def _tensors(root: object, path: Path) -> Iterator[tuple[Path, torch.Tensor]]:
+    """Yield the tensors in nested mappings, lists and tuples, however deep, visiting each of those once."""
+    pending: list[tuple[Path, object]] = [(path, root)]
+    seen: set[int] = set()
+    while pending:
+        path, node = pending.pop()
+        if isinstance(node, torch.Tensor):
+            yield path, node
+        elif id(node) not in seen and isinstance(node, Mapping | list | tuple):
+            seen.add(id(node))
+            inner = node.items() if isinstance(node, Mapping) else enumerate(node)
+            pending += [((*path, key), value) for key, value in inner]
 
 
 def _is_plain(tensor: torch.Tensor) -> bool:

@@ -20,7 +20,7 @@ from safepoint import loading, reader
 from safepoint.catalog import Catalog
 from safepoint.errors import CheckpointError, NotACheckpointError, RestoreError, StateMismatchError
 from safepoint.excluded import below, compare, put_in
-from safepoint.in_place import live_storages
+from safepoint.in_place import live_storages, own_ways
 from safepoint.loading import KeyOf
 from safepoint.reader import Opened
 from safepoint.records import Progress, Record
@@ -83,9 +83,9 @@ def restore_newest(objects: Mapping[str, object], directory: Path, catalog: Cata
             is_torn = is_torn or error.is_torn
             continue
         except (StateMismatchError, CheckpointError):
-            _warn_of(skipped)
+            _warn_of(skipped, catalog)
             raise
-        _warn_of(skipped)
+        _warn_of(skipped, catalog)
         restored = Restored(record, progress, state.pop(own), skipped)
         _put_back(objects, state, record.path)
         return restored
@@ -202,8 +202,10 @@ def _check(checkpoint: Opened) -> None:
         raise _UnsoundError("; ".join(problems))
 
 
-def _warn_of(skipped: Mapping[Path, str]) -> None:
-    for path, problem in skipped.items():
+def _warn_of(skipped: Mapping[Path, str], catalog: Catalog) -> None:
+    """Warn of what may be newer than what is restored: what did not verify, and what does not even tell its age."""
+    ageless = {path: problem for path, problem in catalog.unreadable.items() if path not in catalog.foreign}
+    for path, problem in {**skipped, **ageless}.items():
         warnings.warn(f"{path} was skipped and left alone: {problem}", RuntimeWarning, stacklevel=4)
 
 
@@ -230,7 +232,8 @@ def _differences(objects: Mapping[str, object], saved: Mapping[str, Any]) -> Ite
         if name not in saved:
             yield f"{name}: not in the checkpoint, which holds {', '.join(sorted(saved)) or 'nothing'}"
         elif isinstance(target, torch.nn.Module):
-            yield from _module_differences(name, target.state_dict(), saved[name])
+            own = own_ways(target)
+            yield from _module_differences(name, _without(own, target.state_dict()), _without(own, saved[name]))
         elif isinstance(target, torch.optim.Optimizer):
             yield from _optimizer_differences(name, target, saved[name])
 
@@ -241,9 +244,15 @@ def _module_differences(name: str, live: Mapping[str, Any], saved: Mapping[str, 
     for key in sorted(saved.keys() - live.keys()):
         yield f"{name}.{key}: in the checkpoint, but not in the model"
     for key in sorted(live.keys() & saved.keys()):
+        if key.rpartition(".")[2] == "_extra_state":
+            continue  # may be anything
         here, there = getattr(live[key], "shape", None), getattr(saved[key], "shape", None)
         if here != there:
             yield f"{name}.{key}: shape {_shape(there)} in the checkpoint, {_shape(here)} in the model"
+
+
+def _without(prefixes: tuple[str, ...], state: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in state.items() if not key.startswith(prefixes)}
 
 
 def _optimizer_differences(name: str, live: torch.optim.Optimizer, saved: Mapping[str, Any]) -> Iterator[str]:

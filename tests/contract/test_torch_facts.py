@@ -1,4 +1,4 @@
-"""What deferred staging relies on in torch, beyond what its interface promises: each fails loudly if torch changes."""
+"""What deferred staging and restoring in place rely on in torch beyond its interface: each fails loudly."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import torch
 from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
+from safepoint.in_place import load_pre_hooks, own_ways
 from safepoint.transfer import version
 
 OPTIMIZERS = sorted(
@@ -98,3 +99,30 @@ def test_torch_counts_changes_in_place() -> None:
         before = version(tensor)
         tensor.data.add_(1)
         assert version(tensor) == before
+
+
+def test_torch_keeps_hooks_in_front_of_loading_where_we_look() -> None:
+    """A hook in front of ``load_state_dict`` is seen while it is registered, at a module and at an optimizer."""
+    layer = torch.nn.Linear(1, 1)
+    targets: tuple[Any, ...] = (layer, torch.optim.SGD(layer.parameters()))
+    for target in targets:
+        assert not load_pre_hooks(target)
+        handle = target.register_load_state_dict_pre_hook(lambda *_: None)
+        assert len(load_pre_hooks(target)) == 1
+        handle.remove()
+        assert not load_pre_hooks(target)
+
+
+def test_torch_calls_the_extension_point_that_we_look_at() -> None:
+    """``load_state_dict`` of a module loads those below by ``_load_from_state_dict``, and torch's own are told."""
+    called: list[str] = []
+
+    class Own(torch.nn.Linear):
+        def _load_from_state_dict(self, *arguments: Any) -> None:
+            called.append(arguments[1])
+            super()._load_from_state_dict(*arguments)
+
+    root = torch.nn.Sequential(torch.nn.BatchNorm1d(1), Own(1, 1))
+    root.load_state_dict(root.state_dict())
+    assert called == ["1."]
+    assert own_ways(root) == ("1.",)

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import files
 import pytest
 import torch
 from loop import Training, equal
@@ -210,6 +211,55 @@ def test_damaged_newest_is_skipped_and_left_alone(tmp_path: Path) -> None:
         "epoch=0-step=3-v1.ckpt",
         "epoch=0-step=3.ckpt",
     ]
+
+
+def _cut(path: Path) -> None:
+    os.truncate(path, path.stat().st_size - 100)
+
+
+def _emptied(path: Path) -> None:
+    path.write_bytes(b"")
+
+
+def _flipped(path: Path, before: bytes) -> None:
+    data = bytearray(path.read_bytes())
+    data[data.rindex(before)] ^= 1
+    path.write_bytes(data)
+
+
+def _of_another_format(path: Path) -> None:
+    files.write(path, files.manifest(format_version=99))
+
+
+@pytest.mark.parametrize(
+    ("spoil", "why"),
+    [
+        (_cut, "no end record"),
+        (_emptied, "no end record"),
+        (_of_another_format, "written in format 99"),
+        (lambda path: _flipped(path, b'"format_version"'), "does not match its CRC-32"),
+        (lambda path: _flipped(path, b"archive/safepoint/manifest.json"), "entry in its directory"),
+        (lambda path: _flipped(path, b"PK\x01\x02"), "entry in its directory"),
+        (lambda path: _flipped(path, b"PK\x05\x06"), "no end record"),
+    ],
+)
+def test_newest_that_does_not_tell_its_age_is_warned_of(
+    tmp_path: Path, spoil: Callable[[Path], object], why: str
+) -> None:
+    """Where the newest has no manifest to be read, ``restore`` says so, and goes on from the one before it."""
+    saved(tmp_path)
+    spoil(tmp_path / "epoch=0-step=3.ckpt")
+    with make(tmp_path) as checkpointer, pytest.warns(RuntimeWarning, match=rf"step=3.ckpt was skipped.*{why}"):
+        assert checkpointer.restore().step == 2
+
+
+def test_restore_is_silent_about_what_others_wrote(tmp_path: Path) -> None:
+    """A file of another program, or a directory that is called like one, is no checkpoint that could be missed."""
+    saved(tmp_path, steps=1)
+    torch.save({"a": torch.ones(2)}, tmp_path / "foreign.ckpt")
+    (tmp_path / "sharded.ckpt").mkdir()
+    with make(tmp_path) as checkpointer:
+        assert checkpointer.restore().step == 1
 
 
 def test_directory_in_which_nothing_verifies_is_refused(tmp_path: Path) -> None:

@@ -108,7 +108,7 @@ def test_manifest_with_another_checksum_is_refused(path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("signature", "problem"),
-    [(b"PK\x03\x04", "header is not where the directory says"), (b"PK\x01\x02", "holds no Safepoint manifest")],
+    [(b"PK\x03\x04", "header is not where the directory says"), (b"PK\x01\x02", "entry in its directory is not")],
 )
 def test_manifest_without_its_signature_is_refused(path: Path, signature: bytes, problem: str) -> None:
     """The manifest's own header and its entry in the directory both have to be there."""
