@@ -113,19 +113,19 @@ def _read(objects: Mapping[str, object], path: Path, own: str, *, is_torn: bool)
             sizes = [blob.size_bytes for blob in checkpoint.manifest.storages]
             live = live_storages(objects, saved, key_of, sizes)
             storages = [live[key] if key in live else loading.fresh(size) for key, size in enumerate(sizes)]
-            _fill(checkpoint, storages, may_tear=bool(live))
-            return progress, loading.build(checkpoint, storages, "cpu")
+            return progress, _filled(checkpoint, storages, may_tear=bool(live))
     except (NotACheckpointError, OSError) as error:
         raise _UnsoundError(str(error)) from error
 
 
-def _fill(checkpoint: Opened, storages: Sequence[torch.UntypedStorage], *, may_tear: bool) -> None:
+def _filled(checkpoint: Opened, storages: Sequence[torch.UntypedStorage], *, may_tear: bool) -> dict[str, Any]:
     try:
         problems = loading.fill(checkpoint, storages)
+        if not problems:
+            return loading.build(checkpoint, storages, "cpu")  # type: ignore[no-any-return]
     except OSError as error:
         problems = [str(error)]
-    if problems:
-        raise _UnsoundError("; ".join(problems), is_torn=may_tear)
+    raise _UnsoundError("; ".join(problems), is_torn=may_tear)
 
 
 def _structure(checkpoint: Opened, path: Path) -> tuple[dict[str, Any], KeyOf]:
