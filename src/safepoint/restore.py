@@ -119,8 +119,7 @@ def _read(objects: Mapping[str, object], path: Path, own: str, *, is_torn: bool)
             sizes = [blob.size_bytes for blob in checkpoint.manifest.storages]
             live = live_storages(objects, saved, key_of, sizes)
             storages = [live[key] if key in live else loading.fresh(size) for key, size in enumerate(sizes)]
-            _fill(checkpoint, storages, may_tear=bool(live))
-            state = loading.build(checkpoint, storages, "cpu")
+            state = _filled(checkpoint, storages, may_tear=bool(live))
             _put_live_in(objects, state, left_out)
             _tell_of_left_out(objects, left_out, path)
             return progress, state
@@ -147,13 +146,14 @@ def _tell_of_left_out(objects: Mapping[str, object], left_out: Mapping[str, str]
                 warnings.warn(f"{path}: of state[{name!r}], {told}.", RuntimeWarning, stacklevel=5)
 
 
-def _fill(checkpoint: Opened, storages: Sequence[torch.UntypedStorage], *, may_tear: bool) -> None:
+def _filled(checkpoint: Opened, storages: Sequence[torch.UntypedStorage], *, may_tear: bool) -> dict[str, Any]:
     try:
         problems = loading.fill(checkpoint, storages)
+        if not problems:
+            return loading.build(checkpoint, storages, "cpu")  # type: ignore[no-any-return]
     except OSError as error:
         problems = [str(error)]
-    if problems:
-        raise _UnsoundError("; ".join(problems), is_torn=may_tear)
+    raise _UnsoundError("; ".join(problems), is_torn=may_tear)
 
 
 def _structure(checkpoint: Opened, path: Path) -> tuple[dict[str, Any], KeyOf]:
