@@ -12,6 +12,7 @@ import os
 import pickle
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ import torch
 
 from safepoint import memory, reader
 from safepoint.background import Background
-from safepoint.errors import CheckpointError, DamagedCheckpointError, NotACheckpointError
+from safepoint.errors import CheckpointError, ConfigurationError, DamagedCheckpointError, NotACheckpointError
 from safepoint.image import Layout
 from safepoint.reader import Opened
 
@@ -47,11 +48,12 @@ def load(
         NotACheckpointError: Safepoint did not write the file.
         DamagedCheckpointError: the file does not match its digests; the message names the tensors.
         CheckpointError: the state needs a class that is neither safe nor in ``trust``.
+        ConfigurationError: ``trust`` is no list of classes and functions.
         OSError: the file cannot be read.
 
     """
     try:
-        with torch.serialization.safe_globals(list(trust)):
+        with trusting(trust):
             state, left_out = read_state(Path(path), map_location, mmap=mmap, weights_only=weights_only)
     except pickle.UnpicklingError as error:
         raise refusal(path, error) from error
@@ -64,6 +66,20 @@ def load(
             stacklevel=2,
         )
     return state
+
+
+def trusting(trust: Iterable[Callable[..., Any]]) -> AbstractContextManager[object]:
+    """Return a context in which the restricted unpickler takes the classes and functions in ``trust``, too.
+
+    Raises:
+        ConfigurationError: it is no list of such.
+
+    """
+    trusted: list[Any] = list(trust) if isinstance(trust, Iterable) else [None]
+    if not all(callable(each) for each in trusted):
+        raise ConfigurationError(f"trust={trust!r}: give a list of classes and functions, not of their names.")
+    allowed: AbstractContextManager[object] = torch.serialization.safe_globals(trusted)
+    return allowed
 
 
 def read_state(

@@ -86,6 +86,11 @@ def opened(path: str | os.PathLike[str]) -> Iterator[Opened]:
         data = archive.manifest_bytes(file.fileno())
         manifest = decode(data)
         sizes = [blob.size_bytes for blob in manifest.storages]
+        needed, there = sum(sizes) + manifest.pickle.size_bytes, os.fstat(file.fileno()).st_size
+        if needed > there:
+            raise NotACheckpointError(
+                f"cut off: its manifest speaks of {needed} bytes or more, and the file has {there}"
+            )
         yield Opened(file, manifest, data, image.lay_out(manifest.pickle.size_bytes, sizes, len(data)))
 
 

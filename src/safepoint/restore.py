@@ -82,8 +82,10 @@ def restore_newest(objects: Mapping[str, object], directory: Path, catalog: Cata
             skipped[record.path] = str(error)
             is_torn = is_torn or error.is_torn
             continue
-        except (StateMismatchError, CheckpointError):
+        except (StateMismatchError, CheckpointError) as error:
             _warn_of(skipped, catalog)
+            if is_torn:
+                error.add_note(_TORN)
             raise
         _warn_of(skipped, catalog)
         restored = Restored(record, progress, state.pop(own), skipped)
@@ -223,19 +225,30 @@ def _load_into(name: str, target: Any, saved: Any, path: Path) -> None:
         return
     try:
         target.load_state_dict(saved)
-    except (RuntimeError, ValueError, KeyError) as error:
-        raise StateMismatchError(f"{path}: state[{name!r}] refuses what was saved of it: {error}") from error
+    except Exception as error:  # a load_state_dict of the user's raises what it likes
+        raise StateMismatchError(
+            f"{path}: state[{name!r}] refuses what was saved of it: {error}. It, and what stands before it in state=, "
+            "may be changed by now: build these objects anew before you use them."
+        ) from error
 
 
 def _differences(objects: Mapping[str, object], saved: Mapping[str, Any]) -> Iterator[str]:
     for name, target in objects.items():
         if name not in saved:
             yield f"{name}: not in the checkpoint, which holds {', '.join(sorted(saved)) or 'nothing'}"
+        elif (wanted := _kind(target)) is not None and not isinstance(saved[name], Mapping):
+            yield f"{name}: a {type(saved[name]).__name__} in the checkpoint, where {wanted} needs a dict"
         elif isinstance(target, torch.nn.Module):
             own = own_ways(target)
             yield from _module_differences(name, _without(own, target.state_dict()), _without(own, saved[name]))
         elif isinstance(target, torch.optim.Optimizer):
             yield from _optimizer_differences(name, target, saved[name])
+
+
+def _kind(target: object) -> str | None:
+    """Return what ``target`` is, if only a dict can be put back into it."""
+    kinds = ((torch.nn.Module, "a module"), (torch.optim.Optimizer, "an optimizer"), (dict, "a dict"))
+    return next((name for kind, name in kinds if isinstance(target, kind)), None)
 
 
 def _module_differences(name: str, live: Mapping[str, Any], saved: Mapping[str, Any]) -> Iterator[str]:
@@ -244,7 +257,7 @@ def _module_differences(name: str, live: Mapping[str, Any], saved: Mapping[str, 
     for key in sorted(saved.keys() - live.keys()):
         yield f"{name}.{key}: in the checkpoint, but not in the model"
     for key in sorted(live.keys() & saved.keys()):
-        if key.rpartition(".")[2] == "_extra_state":
+        if key.rpartition(".")[2] == "_extra_state" or torch.nn.parameter.is_lazy(live[key]):
             continue  # may be anything
         here, there = getattr(live[key], "shape", None), getattr(saved[key], "shape", None)
         if here != there:
@@ -256,6 +269,9 @@ def _without(prefixes: tuple[str, ...], state: Mapping[str, Any]) -> dict[str, A
 
 
 def _optimizer_differences(name: str, live: torch.optim.Optimizer, saved: Mapping[str, Any]) -> Iterator[str]:
+    if "param_groups" not in saved:
+        yield f"{name}: no parameter groups in the checkpoint, which holds {', '.join(map(str, saved)) or 'nothing'}"
+        return
     here = [len(group["params"]) for group in live.param_groups]
     there = [len(group["params"]) for group in saved["param_groups"]]
     if here != there:
