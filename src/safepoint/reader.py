@@ -19,6 +19,8 @@ from safepoint.image import Entry, Layout
 from safepoint.manifest import HistoryEntry, Manifest, Summary, decode, decode_history, decode_summary
 from safepoint.stores import direct
 
+_PIECE_BYTES = 4 << 20
+
 Sink = Callable[[int, int, memoryview], Callable[[], object]]
 """Takes bytes of a storage as they pass by (its number, where in it they belong, the bytes) while they are hashed.
 
@@ -46,9 +48,12 @@ class Opened:
     @property
     def has_sound_pickle(self) -> bool:
         """Whether ``data.pkl``, which tells how the state is built, matches its digest."""
-        entry = self.layout.pickle
-        self.file.seek(entry.data_offset)
-        return checksums(self.file.read(min(entry.size_bytes, self.size_bytes))).digest == self.manifest.pickle.digest
+        self.file.seek(self.layout.pickle.data_offset)
+        sums, left = Checksums(), self.layout.pickle.size_bytes
+        while left and (piece := self.file.read(min(left, _PIECE_BYTES))):
+            sums.update(piece)
+            left -= len(piece)
+        return sums.digest == self.manifest.pickle.digest
 
     @property
     def digests(self) -> dict[str, str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import contextlib
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -91,7 +91,11 @@ def _removed(catalog: Catalog) -> dict[Path, Fate]:
 
 def _summary(catalog: Catalog) -> str:
     """Return the count and the bytes on disk, those of several names for one file counted once."""
-    files = {(status.st_dev, status.st_ino): status.st_size for status in map(os.stat, catalog.manifests)}
+    files: dict[tuple[int, int], int] = {}
+    for path in catalog.manifests:
+        with contextlib.suppress(FileNotFoundError):  # a running job has removed it since
+            status = path.stat()
+            files[status.st_dev, status.st_ino] = status.st_size
     names = len(catalog.records)
     if not names:
         return "no checkpoints"
