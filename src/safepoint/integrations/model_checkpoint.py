@@ -146,10 +146,8 @@ class ModelCheckpointBody(Saving):
                 self._run.adopt(*self._carried)
             if stage == "fit" and self._options.staging == "deferred":
                 self._vanguard = vanguard(self.framework.callback, self._run.pipeline.hold_back)
-                trainer.callbacks = [
-                    self._vanguard,
-                    *trainer.callbacks,
-                ]  # a new list: the old one is being gone through
+                # A new list, as the old one is just being gone through.
+                trainer.callbacks = [self._vanguard, *trainer.callbacks]
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:  # noqa: ARG002 - the framework's signature
         """Start the clock of ``train_time_interval``."""
