@@ -25,6 +25,8 @@ Sink = Callable[[int, int, memoryview], Callable[[], object]]
 What it returns is called then, and must return when it has done with them.
 """
 
+_PIECE_BYTES = 8 << 20
+
 
 @dataclass(frozen=True, slots=True)
 class Opened:
@@ -46,9 +48,11 @@ class Opened:
     @property
     def has_sound_pickle(self) -> bool:
         """Whether ``data.pkl``, which tells how the state is built, matches its digest."""
-        entry = self.layout.pickle
-        self.file.seek(entry.data_offset)
-        return checksums(self.file.read(min(entry.size_bytes, self.size_bytes))).digest == self.manifest.pickle.digest
+        entry, sums = self.layout.pickle, Checksums()
+        for offset in range(entry.data_offset, entry.data_offset + entry.size_bytes, _PIECE_BYTES):
+            length = min(_PIECE_BYTES, entry.data_offset + entry.size_bytes - offset)
+            sums.update(os.pread(self.file.fileno(), length, offset))
+        return sums.digest == self.manifest.pickle.digest
 
     @property
     def digests(self) -> dict[str, str]:
@@ -86,7 +90,14 @@ def opened(path: str | os.PathLike[str]) -> Iterator[Opened]:
         data = archive.manifest_bytes(file.fileno())
         manifest = decode(data)
         sizes = [blob.size_bytes for blob in manifest.storages]
+        _check_fits(manifest.pickle.size_bytes + sum(sizes), os.fstat(file.fileno()).st_size)
         yield Opened(file, manifest, data, image.lay_out(manifest.pickle.size_bytes, sizes, len(data)))
+
+
+def _check_fits(data_bytes: int, size_bytes: int) -> None:
+    """Refuse a manifest that speaks of more data than the file has, before anybody makes room for it."""
+    if data_bytes > size_bytes:
+        raise NotACheckpointError(f"cut off: its manifest speaks of {data_bytes} bytes of data in {size_bytes} bytes")
 
 
 def read_manifest(path: str | os.PathLike[str]) -> Manifest:

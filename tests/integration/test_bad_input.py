@@ -425,3 +425,19 @@ def test_state_of_another_kind_is_refused(tmp_path: Path, content: Any, live: An
     with pytest.raises(safepoint.StateMismatchError, match=rf"(?s)nothing was restored.*thing: {kind} here, and"):
         make(tmp_path, state={"thing": live}).restore()
     assert not isinstance(live, dict) or live == {"precious": 1}
+
+
+@pytest.mark.parametrize(
+    ("metrics", "message"),
+    [
+        ({"\ud800": 1.0}, r"the metric '\\ud800' has a name that no file can hold"),
+        ({"loss": 10**400}, "loss is larger than a float can be"),
+        ({"loss": 10**5000}, "loss is larger than a float can be"),
+    ],
+    ids=["name", "large", "larger"],
+)
+def test_metric_that_no_manifest_holds_is_refused(tmp_path: Path, metrics: dict[str, Any], message: str) -> None:
+    """A metric that could not be written is told before anything is staged."""
+    with make(tmp_path / "run") as checkpointer, pytest.raises(safepoint.ConfigurationError, match=message):
+        checkpointer.step(**metrics)
+    assert not (tmp_path / "run").exists()
