@@ -23,7 +23,7 @@ from typing import Any
 import torch
 
 from safepoint.errors import CaptureError
-from safepoint.manifest import Tensor
+from safepoint.manifest import COUNT_LIMIT, Tensor
 
 PICKLE_PROTOCOL = 2
 """The protocol of ``torch.save``, and the one that its ``weights_only`` unpickler knows."""
@@ -35,7 +35,8 @@ class Capture:
 
     The storages are the very objects that ``Tensor.untyped_storage()`` returns. Tensors are listed where their dtype,
     shape, offset and strides tell all of their bytes: not those that are conjugated, negated, quantised, sparse, nested
-    or on the meta device, nor wrappers of other tensors.
+    or on the meta device, nor wrappers of other tensors, nor what a manifest cannot spell: dimensions of 2**62 or more,
+    and paths that are no Unicode.
     """
 
     pickle: bytes
@@ -255,7 +256,7 @@ class _Found:
                 f"reaches beyond its storage, which has been resized to {storage.nbytes()} bytes: it could not be "
                 "loaded. Save it while its data is there, as sharded parameters are while they are gathered."
             )
-        if not (tensor.is_conj() or tensor.is_neg()):
+        if not (tensor.is_conj() or tensor.is_neg()) and max((*shape, *strides), default=0) < COUNT_LIMIT:
             key = int(self._key(storage))
             self._places[id(tensor)] = (_name(tensor.dtype), shape, key, offset, None if contiguous else strides)
 
@@ -320,8 +321,18 @@ def _tensors(state: object) -> Iterator[tuple[str, torch.Tensor]]:
         elif id(node) not in seen:
             seen.add(id(node))
             prefix = f"{path}." if path else ""
-            inner = [(f"{prefix}{key}", value) for key, value in _entries(node) if isinstance(value, _NODES)]
-            pending += reversed(inner)
+            inner = [(_spelled(key), value) for key, value in _entries(node) if isinstance(value, _NODES)]
+            pending += [(f"{prefix}{name}", value) for name, value in reversed(inner) if name is not None]
+
+
+def _spelled(key: object) -> str | None:
+    """Return ``key`` as a part of a path, ``None`` if it has no spelling, or none that JSON can hold."""
+    try:
+        spelled = f"{key}"
+        spelled.encode()
+    except Exception:  # noqa: BLE001 - a __str__ raises what it likes
+        return None
+    return spelled
 
 
 _NODES = (torch.Tensor, dict, list, tuple)

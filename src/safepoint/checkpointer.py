@@ -7,7 +7,7 @@ import os
 import time
 import warnings
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
@@ -24,7 +24,7 @@ from safepoint.errors import ConfigurationError, MissingMetricError, SaveError
 from safepoint.excluded import Excluder
 from safepoint.keep import Mode, PreservationPolicy
 from safepoint.ledger import Ledger
-from safepoint.loading import trusting
+from safepoint.loading import Trust
 from safepoint.measured import Measured
 from safepoint.naming import check_template, first_free
 from safepoint.pipeline import OnError, Options, Pipeline, Snapshot, Staging
@@ -132,7 +132,7 @@ class Checkpointer:
         except Exception as late:  # noqa: BLE001 - the error that is on its way must come out, not this one
             error.add_note(f"While this error was on its way, a checkpoint failed too: {late}")
 
-    def restore(self, *, trust: Iterable[Callable[..., Any]] = ()) -> Progress:
+    def restore(self, *, trust: Trust = ()) -> Progress:
         """Put the newest checkpoint that verifies back into the live objects and the random generators.
 
         Checkpoints that do not verify are skipped with a warning that says why, and are left where they are. The run
@@ -141,23 +141,23 @@ class Checkpointer:
         Nothing is changed before the state has been found to fit. Then the file is read once, and verified on its way
         into the tensors that are there; damage found on the way is made good by the next older checkpoint.
 
-        ``trust`` lists the classes and functions that may be loaded besides PyTorch's own safe ones, as in ``load``.
+        ``trust`` lists the classes and functions that may be loaded besides PyTorch's own safe ones.
 
         Returns where to go on; a fresh start (``path=None``, ``step=0``) if the directory holds no checkpoint.
 
         Raises:
             RestoreError: there are checkpoints and none verifies; says what was tried. If it says so, the objects in
                 ``state`` may hold parts of a damaged one, and must not be used.
-            StateMismatchError: the newest sound one is of another model or optimizer; nothing was restored, unless the
-                message says so.
-            CheckpointError: it needs a class that is neither safe nor in ``trust``.
+            StateMismatchError: the newest sound one is of another model or optimizer; nothing was restored, unless it
+                says that the objects may hold parts of it.
+            CheckpointError: it needs a class that is neither safe nor in ``trust``, or cannot be built.
+            ConfigurationError: ``trust`` is no list of classes and functions.
 
         """
         self._check_open()
         self.wait()
         catalog = Catalog.of(self.directory)
-        with trusting(trust):
-            restored = restoring.restore_newest(self._state, self.directory, catalog, OWN_ENTRY)
+        restored = restoring.restore_newest(self._state, self.directory, catalog, OWN_ENTRY, trust)
         if restored is not None:
             set_rng_state(restored.own["rng"])
             self._progress = restored.progress

@@ -60,7 +60,8 @@ def own_ways(root: torch.nn.Module) -> tuple[str, ...]:
     return tuple(found)
 
 
-def _has_own_way(optimizer: torch.optim.Optimizer) -> bool:
+def has_own_way(optimizer: torch.optim.Optimizer) -> bool:
+    """Tell whether somebody's own code loads ``optimizer``, or may look at it meanwhile: as in ``own_ways``."""
     return bool(load_pre_hooks(optimizer)) or not _is_of_torch(optimizer.load_state_dict)
 
 
@@ -95,7 +96,7 @@ def _live(objects: Mapping[str, object]) -> Iterator[tuple[Path, torch.Tensor]]:
     for name, target in objects.items():
         if isinstance(target, torch.nn.Module):
             yield from (((name, key), tensor) for key, tensor in _named(target))
-        elif isinstance(target, torch.optim.Optimizer) and not _has_own_way(target):
+        elif isinstance(target, torch.optim.Optimizer) and not has_own_way(target):
             yield from _tensors(target.state_dict()["state"], (name, "state"))
 
 

@@ -12,7 +12,6 @@ import os
 import pickle
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +24,7 @@ from safepoint.image import Layout
 from safepoint.reader import Opened
 
 MapLocation = str | torch.device | dict[str, str] | Callable[[Any, str], Any] | None
+Trust = Iterable[Callable[..., Any] | tuple[Callable[..., Any], str]]
 KeyOf = Callable[[torch.UntypedStorage], int | None]
 """Which storage of the file, by its number, a storage that torch has mapped is."""
 _WORTH_A_THREAD_BYTES = 1 << 20
@@ -36,7 +36,7 @@ def load(
     map_location: MapLocation = None,
     mmap: bool = False,
     weights_only: bool = True,
-    trust: Iterable[Callable[..., Any]] = (),
+    trust: Trust = (),
 ) -> Any:
     """Return what ``torch.load`` returns for ``path``, after verifying every byte of it.
 
@@ -53,10 +53,10 @@ def load(
 
     """
     try:
-        with trusting(trust):
+        with torch.serialization.safe_globals(checked_trust(trust)):
             state, left_out = read_state(Path(path), map_location, mmap=mmap, weights_only=weights_only)
     except pickle.UnpicklingError as error:
-        raise refusal(path, error) from error
+        raise refusal(path, error, ", or weights_only=False to let it run any code") from error
     if left_out:
         first = next(iter(left_out))
         warnings.warn(
@@ -68,18 +68,27 @@ def load(
     return state
 
 
-def trusting(trust: Iterable[Callable[..., Any]]) -> AbstractContextManager[object]:
-    """Return a context in which the restricted unpickler takes the classes and functions in ``trust``, too.
+def checked_trust(trust: Trust) -> list[Any]:
+    """Return the classes and functions of ``trust``.
 
     Raises:
-        ConfigurationError: it is no list of such.
+        ConfigurationError: it is no list of classes and functions.
 
     """
-    trusted: list[Any] = list(trust) if isinstance(trust, Iterable) else [None]
-    if not all(callable(each) for each in trusted):
-        raise ConfigurationError(f"trust={trust!r}: give a list of classes and functions, not of their names.")
-    allowed: AbstractContextManager[object] = torch.serialization.safe_globals(trusted)
-    return allowed
+    is_list = isinstance(trust, Iterable) and not isinstance(trust, str | type)
+    trusted: list[Any] = list(trust) if is_list else [None]
+    if not all(map(_can_be_trusted, trusted)):
+        raise ConfigurationError(f"trust={trust!r}: give a list of classes and functions themselves, not their names.")
+    return trusted
+
+
+def _can_be_trusted(found: object) -> bool:
+    """Tell whether it is a class or a function, or one with the name that it has in the file, as torch takes them."""
+    match found:
+        case (named, str()):
+            return callable(named)
+        case _:
+            return callable(found) and hasattr(found, "__qualname__")
 
 
 def read_state(
@@ -103,13 +112,13 @@ def check_sound(path: Path) -> None:
         _check(path, list(reader.problems(checkpoint)))
 
 
-def refusal(path: str | os.PathLike[str], error: pickle.UnpicklingError) -> CheckpointError:
-    """Return the error to raise where the restricted unpickler refuses ``path``."""
+def refusal(path: str | os.PathLike[str], error: pickle.UnpicklingError, otherwise: str = "") -> CheckpointError:
+    """Return the error to raise where the restricted unpickler refuses ``path``; ``otherwise`` names another way."""
     lines = [line.strip() for line in str(error).splitlines()]
     first = next((line for line in lines if "Unsupported" in line or "GLOBAL" in line), str(error))
     return CheckpointError(
         f"{path} cannot be loaded safely: {first} If you know where the file comes from, "
-        "pass trust=[the classes that it names], or weights_only=False to let it run any code."
+        f"pass trust=[the classes and functions that it needs]{otherwise}."
     )
 
 

@@ -21,7 +21,8 @@ HISTORY_LIMIT = 1000
 
 _MALFORMED = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
-Count = Annotated[int, msgspec.Meta(ge=0, lt=2**62)]
+COUNT_LIMIT = 2**62
+Count = Annotated[int, msgspec.Meta(ge=0, lt=COUNT_LIMIT)]
 Digest = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{32}$")]
 
 

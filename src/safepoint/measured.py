@@ -37,13 +37,21 @@ def number(name: str, value: Any) -> float:
     """Return a metric as a plain number; an integer stays one.
 
     Raises:
-        ConfigurationError: it is no number.
+        ConfigurationError: it is no number, or more than a float can hold, or its name is no Unicode.
 
     """
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        raise ConfigurationError(f"the metric {name!r} has a name that no file can hold; rename it.") from None
     try:
         number = value.item() if hasattr(value, "item") else value
         if isinstance(number, bool) or not isinstance(number, int | float):
             number = float(number)
+        if not isinstance(number, float):
+            float(number)
+    except OverflowError:
+        raise ConfigurationError(f"the metric {name} is larger than a float can be; pass a smaller number.") from None
     except (TypeError, ValueError, RuntimeError) as error:
         raise ConfigurationError(f"the metric {name}={value!r} is not a number ({error}); pass a number.") from None
     return float(number) if isinstance(number, float) else number

@@ -19,13 +19,13 @@ from safepoint.image import Entry, Layout
 from safepoint.manifest import HistoryEntry, Manifest, Summary, decode, decode_history, decode_summary
 from safepoint.stores import direct
 
-_PIECE_BYTES = 4 << 20
-
 Sink = Callable[[int, int, memoryview], Callable[[], object]]
 """Takes bytes of a storage as they pass by (its number, where in it they belong, the bytes) while they are hashed.
 
 What it returns is called then, and must return when it has done with them.
 """
+
+_PIECE_BYTES = 8 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,11 +48,10 @@ class Opened:
     @property
     def has_sound_pickle(self) -> bool:
         """Whether ``data.pkl``, which tells how the state is built, matches its digest."""
-        self.file.seek(self.layout.pickle.data_offset)
-        sums, left = Checksums(), self.layout.pickle.size_bytes
-        while left and (piece := self.file.read(min(left, _PIECE_BYTES))):
-            sums.update(piece)
-            left -= len(piece)
+        entry, sums = self.layout.pickle, Checksums()
+        for offset in range(entry.data_offset, entry.data_offset + entry.size_bytes, _PIECE_BYTES):
+            length = min(_PIECE_BYTES, entry.data_offset + entry.size_bytes - offset)
+            sums.update(os.pread(self.file.fileno(), length, offset))
         return sums.digest == self.manifest.pickle.digest
 
     @property
@@ -91,12 +90,14 @@ def opened(path: str | os.PathLike[str]) -> Iterator[Opened]:
         data = archive.manifest_bytes(file.fileno())
         manifest = decode(data)
         sizes = [blob.size_bytes for blob in manifest.storages]
-        needed, there = sum(sizes) + manifest.pickle.size_bytes, os.fstat(file.fileno()).st_size
-        if needed > there:
-            raise NotACheckpointError(
-                f"cut off: its manifest speaks of {needed} bytes or more, and the file has {there}"
-            )
+        _check_fits(manifest.pickle.size_bytes + sum(sizes), os.fstat(file.fileno()).st_size)
         yield Opened(file, manifest, data, image.lay_out(manifest.pickle.size_bytes, sizes, len(data)))
+
+
+def _check_fits(data_bytes: int, size_bytes: int) -> None:
+    """Refuse a manifest that speaks of more data than the file has, before anybody makes room for it."""
+    if data_bytes > size_bytes:
+        raise NotACheckpointError(f"cut off: its manifest speaks of {data_bytes} bytes of data in {size_bytes} bytes")
 
 
 def read_manifest(path: str | os.PathLike[str]) -> Manifest:

@@ -20,8 +20,8 @@ from safepoint import loading, reader
 from safepoint.catalog import Catalog
 from safepoint.errors import CheckpointError, NotACheckpointError, RestoreError, StateMismatchError
 from safepoint.excluded import below, compare, put_in
-from safepoint.in_place import live_storages, own_ways
-from safepoint.loading import KeyOf
+from safepoint.in_place import has_own_way, live_storages, own_ways
+from safepoint.loading import KeyOf, Trust
 from safepoint.reader import Opened
 from safepoint.records import Progress, Record
 
@@ -31,6 +31,7 @@ _TORN = (
     "Tensors of the objects in state= may hold parts of a damaged checkpoint by now: build these objects anew before "
     "you use them."
 )
+_BEGUN = "The objects in state= may hold parts of it by now: build them anew before you use them."
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,12 +63,15 @@ def state_of(target: object) -> object:
     return target if isinstance(target, dict) else target.state_dict()  # type: ignore[attr-defined]
 
 
-def restore_newest(objects: Mapping[str, object], directory: Path, catalog: Catalog, own: str) -> Restored | None:
+def restore_newest(
+    objects: Mapping[str, object], directory: Path, catalog: Catalog, own: str, trust: Trust = ()
+) -> Restored | None:
     """Restore ``objects`` from the newest checkpoint of ``catalog`` that verifies; ``None`` if there is none at all.
 
-    The entry ``own`` of the state is handed back instead.
+    The entry ``own`` of the state is handed back instead. ``trust`` is that of ``loading.load``.
 
     Raises:
+        ConfigurationError: ``trust`` is no list of classes and functions.
         RestoreError: there are checkpoints and none verifies; says what was tried.
         StateMismatchError: the newest sound one is of another model or optimizer; says which keys differ.
         CheckpointError: it holds what cannot be loaded safely.
@@ -75,9 +79,11 @@ def restore_newest(objects: Mapping[str, object], directory: Path, catalog: Cata
     """
     skipped: dict[Path, str] = {}
     is_torn = False
+    trusted = loading.checked_trust(trust)
     for record in reversed(catalog.records):
         try:
-            progress, state = _read(objects, record.path, own, is_torn=is_torn)
+            with torch.serialization.safe_globals(trusted):
+                progress, state = _read(objects, record.path, own)
         except _UnsoundError as error:
             skipped[record.path] = str(error)
             is_torn = is_torn or error.is_torn
@@ -85,7 +91,7 @@ def restore_newest(objects: Mapping[str, object], directory: Path, catalog: Cata
         except (StateMismatchError, CheckpointError) as error:
             _warn_of(skipped, catalog)
             if is_torn:
-                error.add_note(_TORN)
+                raise type(error)(f"{error} {_TORN}") from error
             raise
         _warn_of(skipped, catalog)
         restored = Restored(record, progress, state.pop(own), skipped)
@@ -109,7 +115,7 @@ class _UnsoundError(Exception):
         self.is_torn = is_torn
 
 
-def _read(objects: Mapping[str, object], path: Path, own: str, *, is_torn: bool) -> tuple[Progress, dict[str, Any]]:
+def _read(objects: Mapping[str, object], path: Path, own: str) -> tuple[Progress, dict[str, Any]]:
     """Return the state at ``path``, on the storages of ``objects`` as far as they are as they were saved."""
     try:
         with reader.opened(path) as checkpoint:
@@ -117,11 +123,12 @@ def _read(objects: Mapping[str, object], path: Path, own: str, *, is_torn: bool)
             saved.pop(own, None)
             left_out = checkpoint.manifest.excluded
             _put_live_in(objects, saved, left_out)
-            progress = _fitting(checkpoint, objects, saved, path, is_torn=is_torn)
+            progress = _fitting(checkpoint, objects, saved, path)
             sizes = [blob.size_bytes for blob in checkpoint.manifest.storages]
             live = live_storages(objects, saved, key_of, sizes)
             storages = [live[key] if key in live else loading.fresh(size) for key, size in enumerate(sizes)]
-            state = _filled(checkpoint, storages, may_tear=bool(live))
+            _fill(checkpoint, storages, may_tear=bool(live))
+            state = _built(checkpoint, storages, path)
             _put_live_in(objects, state, left_out)
             _tell_of_left_out(objects, left_out, path)
             return progress, state
@@ -148,14 +155,13 @@ def _tell_of_left_out(objects: Mapping[str, object], left_out: Mapping[str, str]
                 warnings.warn(f"{path}: of state[{name!r}], {told}.", RuntimeWarning, stacklevel=5)
 
 
-def _filled(checkpoint: Opened, storages: Sequence[torch.UntypedStorage], *, may_tear: bool) -> dict[str, Any]:
+def _fill(checkpoint: Opened, storages: Sequence[torch.UntypedStorage], *, may_tear: bool) -> None:
     try:
         problems = loading.fill(checkpoint, storages)
-        if not problems:
-            return loading.build(checkpoint, storages, "cpu")  # type: ignore[no-any-return]
     except OSError as error:
         problems = [str(error)]
-    raise _UnsoundError("; ".join(problems), is_torn=may_tear)
+    if problems:
+        raise _UnsoundError("; ".join(problems), is_torn=may_tear)
 
 
 def _structure(checkpoint: Opened, path: Path) -> tuple[dict[str, Any], KeyOf]:
@@ -168,12 +174,18 @@ def _structure(checkpoint: Opened, path: Path) -> tuple[dict[str, Any], KeyOf]:
         _check(checkpoint)  # what is damaged is skipped, whatever it holds
         if isinstance(error, pickle.UnpicklingError):
             raise loading.refusal(path, error) from error
-        raise
+        raise CheckpointError(f"{path} is sound, and its state cannot be built: {error}.") from error
 
 
-def _fitting(
-    checkpoint: Opened, objects: Mapping[str, object], saved: Mapping[str, Any], path: Path, *, is_torn: bool
-) -> Progress:
+def _built(checkpoint: Opened, storages: Sequence[torch.UntypedStorage], path: Path) -> dict[str, Any]:
+    try:
+        state: dict[str, Any] = loading.build(checkpoint, storages, "cpu")
+    except Exception as error:
+        raise CheckpointError(f"{path} is sound, and its state cannot be built: {error}. {_BEGUN}") from error
+    return state
+
+
+def _fitting(checkpoint: Opened, objects: Mapping[str, object], saved: Mapping[str, Any], path: Path) -> Progress:
     """Return where to go on, if the checkpoint fits ``objects``.
 
     Raises:
@@ -194,7 +206,6 @@ def _fitting(
     raise StateMismatchError(
         f"{path} does not fit the objects in state=; nothing was restored:\n{listing}\n"
         "Build the model and the optimizer as they were when it was saved, or give another directory."
-        f"{f' {_TORN}' if is_torn else ''}"
     )
 
 
@@ -225,39 +236,43 @@ def _load_into(name: str, target: Any, saved: Any, path: Path) -> None:
         return
     try:
         target.load_state_dict(saved)
-    except Exception as error:  # a load_state_dict of the user's raises what it likes
-        raise StateMismatchError(
-            f"{path}: state[{name!r}] refuses what was saved of it: {error}. It, and what stands before it in state=, "
-            "may be changed by now: build these objects anew before you use them."
-        ) from error
+    except Exception as error:
+        raise StateMismatchError(f"{path}: state[{name!r}] refuses what was saved of it: {error}. {_BEGUN}") from error
 
 
 def _differences(objects: Mapping[str, object], saved: Mapping[str, Any]) -> Iterator[str]:
     for name, target in objects.items():
         if name not in saved:
             yield f"{name}: not in the checkpoint, which holds {', '.join(sorted(saved)) or 'nothing'}"
-        elif (wanted := _kind(target)) is not None and not isinstance(saved[name], Mapping):
-            yield f"{name}: a {type(saved[name]).__name__} in the checkpoint, where {wanted} needs a dict"
         elif isinstance(target, torch.nn.Module):
-            own = own_ways(target)
-            yield from _module_differences(name, _without(own, target.state_dict()), _without(own, saved[name]))
+            yield from _module_differences(name, target, saved[name])
         elif isinstance(target, torch.optim.Optimizer):
             yield from _optimizer_differences(name, target, saved[name])
+        elif isinstance(target, dict) and not isinstance(saved[name], dict):
+            yield _other_kind(name, "a dict", saved[name])
 
 
-def _kind(target: object) -> str | None:
-    """Return what ``target`` is, if only a dict can be put back into it."""
-    kinds = ((torch.nn.Module, "a module"), (torch.optim.Optimizer, "an optimizer"), (dict, "a dict"))
-    return next((name for kind, name in kinds if isinstance(target, kind)), None)
+def _other_kind(name: str, here: str, saved: object) -> str:
+    return f"{name}: {here} here, and something else in the checkpoint ({type(saved).__name__})"
 
 
-def _module_differences(name: str, live: Mapping[str, Any], saved: Mapping[str, Any]) -> Iterator[str]:
+def _module_differences(name: str, module: torch.nn.Module, saved: Any) -> Iterator[str]:
+    own = own_ways(module)
+    if own == ("",):
+        return
+    if not isinstance(saved, dict) or not all(isinstance(key, str) for key in saved):
+        yield _other_kind(name, "a module", saved)
+        return
+    yield from _state_differences(name, _without(own, module.state_dict()), _without(own, saved))
+
+
+def _state_differences(name: str, live: Mapping[str, Any], saved: Mapping[str, Any]) -> Iterator[str]:
     for key in sorted(live.keys() - saved.keys()):
         yield f"{name}.{key}: not in the checkpoint"
     for key in sorted(saved.keys() - live.keys()):
         yield f"{name}.{key}: in the checkpoint, but not in the model"
     for key in sorted(live.keys() & saved.keys()):
-        if key.rpartition(".")[2] == "_extra_state" or torch.nn.parameter.is_lazy(live[key]):
+        if key.rpartition(".")[2] == "_extra_state":
             continue  # may be anything
         here, there = getattr(live[key], "shape", None), getattr(saved[key], "shape", None)
         if here != there:
@@ -268,14 +283,22 @@ def _without(prefixes: tuple[str, ...], state: Mapping[str, Any]) -> dict[str, A
     return {key: value for key, value in state.items() if not key.startswith(prefixes)}
 
 
-def _optimizer_differences(name: str, live: torch.optim.Optimizer, saved: Mapping[str, Any]) -> Iterator[str]:
-    if "param_groups" not in saved:
-        yield f"{name}: no parameter groups in the checkpoint, which holds {', '.join(map(str, saved)) or 'nothing'}"
+def _optimizer_differences(name: str, live: torch.optim.Optimizer, saved: Any) -> Iterator[str]:
+    if has_own_way(live):
         return
-    here = [len(group["params"]) for group in live.param_groups]
-    there = [len(group["params"]) for group in saved["param_groups"]]
-    if here != there:
+    here, there = [len(group["params"]) for group in live.param_groups], _group_lengths(saved)
+    if there is None:
+        yield _other_kind(name, "an optimizer", saved)
+    elif here != there:
         yield f"{name}: parameter groups of {there} parameters in the checkpoint, of {here} in the optimizer"
+
+
+def _group_lengths(saved: Any) -> list[int] | None:
+    """Return how many parameters each group in the state of an optimizer has, ``None`` if it is no such state."""
+    try:
+        return [len(group["params"]) for group in saved["param_groups"]] if isinstance(saved["state"], dict) else None
+    except (TypeError, LookupError):
+        return None
 
 
 def _shape(shape: Iterable[int] | None) -> str:

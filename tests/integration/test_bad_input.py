@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import files
+import numpy as np
 import pytest
 import torch
 from loop import Training, equal
@@ -337,3 +339,105 @@ def test_load_of_an_unsafe_class_needs_trust(tmp_path: Path) -> None:
         safepoint.load(path)
     assert isinstance(safepoint.load(path, trust=[Custom])["notes"]["thing"], Custom)
     assert isinstance(safepoint.load(path, weights_only=False)["notes"]["thing"], Custom)
+
+
+@pytest.mark.parametrize("trust", [dict, Custom, ["os.system"], "os.system", [3], 3, [functools.partial(int)]])
+def test_trust_that_is_no_list_of_classes_is_refused(tmp_path: Path, trust: Any) -> None:
+    """Names in place of classes, or a class in place of a list, are refused before anything is read."""
+    saved(tmp_path, steps=1)
+    checkpointer = make(tmp_path)
+    with pytest.raises(safepoint.ConfigurationError, match=r"trust=.*list of classes and functions"):
+        checkpointer.restore(trust=trust)
+    with pytest.raises(safepoint.ConfigurationError, match=r"trust=.*list of classes and functions"):
+        safepoint.load(tmp_path / "epoch=0-step=1.ckpt", trust=trust)
+
+
+def test_restore_of_an_unsafe_class_needs_trust(tmp_path: Path) -> None:
+    """A scheduler that has a NumPy number in its state is restored by those who trust what makes one."""
+    scheduler = torch.optim.lr_scheduler.StepLR(Training().optimizer, 3)
+    scheduler.gamma = np.float64(0.5)
+    with make(tmp_path, state={"scheduler": scheduler}) as checkpointer:
+        checkpointer.step()
+    scheduler.gamma = 0.1
+    checkpointer = make(tmp_path, state={"scheduler": scheduler})
+    with pytest.raises(safepoint.CheckpointError, match=r"cannot be loaded safely.*scalar.*pass trust=\[[^]]*\]\."):
+        checkpointer.restore()
+    makes_scalars = np.float64(1).__reduce__()[0]
+    assert checkpointer.restore(trust=[makes_scalars, np.dtype, type(np.dtype("f8"))]).step == 1
+    assert scheduler.gamma == 0.5
+
+
+class Refuses:
+    """Saves what it will not load."""
+
+    def state_dict(self) -> dict[str, int]:
+        """Return a state."""
+        return {"a": 1}
+
+    def load_state_dict(self, state: object) -> None:
+        """Refuse, in a way of its own."""
+        raise AttributeError(state)
+
+
+def test_object_that_refuses_its_state_is_named(tmp_path: Path) -> None:
+    """Whatever an object raises when it loads, the error says which it is, and that others are changed by then."""
+    state = {"model": Training().model, "own": Refuses()}
+    with make(tmp_path, state=state) as checkpointer:
+        checkpointer.step()
+    with pytest.raises(safepoint.StateMismatchError, match=r"state\['own'\] refuses.*may hold parts of it") as caught:
+        make(tmp_path, state=state).restore()
+    assert isinstance(caught.value.__cause__, AttributeError)
+    assert "nothing was restored" not in str(caught.value)
+
+
+class Has:
+    """Saves whatever it was given, and takes whatever it is given."""
+
+    def __init__(self, content: Any) -> None:
+        self.content = content
+
+    def state_dict(self) -> Any:
+        """Return it."""
+        return self.content
+
+    def load_state_dict(self, state: Any) -> None:
+        """Take it."""
+        self.content = state
+
+
+@pytest.mark.parametrize(
+    ("content", "live", "kind"),
+    [
+        ([1], {"precious": 1}, "a dict"),
+        (None, torch.nn.Linear(1, 1), "a module"),
+        ([1], torch.nn.Linear(1, 1), "a module"),
+        ({1: 2}, torch.nn.Linear(1, 1), "a module"),
+        ({"a": 1}, Training().optimizer, "an optimizer"),
+        (None, Training().optimizer, "an optimizer"),
+        ({"state": {}, "param_groups": [3]}, Training().optimizer, "an optimizer"),
+        ({"state": [], "param_groups": []}, Training().optimizer, "an optimizer"),
+    ],
+)
+def test_state_of_another_kind_is_refused(tmp_path: Path, content: Any, live: Any, kind: str) -> None:
+    """What was saved of something else is told before anything is changed: a dict is not even emptied."""
+    with make(tmp_path, state={"thing": Has(content)}) as checkpointer:
+        checkpointer.step()
+    with pytest.raises(safepoint.StateMismatchError, match=rf"(?s)nothing was restored.*thing: {kind} here, and"):
+        make(tmp_path, state={"thing": live}).restore()
+    assert not isinstance(live, dict) or live == {"precious": 1}
+
+
+@pytest.mark.parametrize(
+    ("metrics", "message"),
+    [
+        ({"\ud800": 1.0}, r"the metric '\\ud800' has a name that no file can hold"),
+        ({"loss": 10**400}, "loss is larger than a float can be"),
+        ({"loss": 10**5000}, "loss is larger than a float can be"),
+    ],
+    ids=["name", "large", "larger"],
+)
+def test_metric_that_no_manifest_holds_is_refused(tmp_path: Path, metrics: dict[str, Any], message: str) -> None:
+    """A metric that could not be written is told before anything is staged."""
+    with make(tmp_path / "run") as checkpointer, pytest.raises(safepoint.ConfigurationError, match=message):
+        checkpointer.step(**metrics)
+    assert not (tmp_path / "run").exists()

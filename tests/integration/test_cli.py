@@ -8,11 +8,14 @@ import sys
 import termios
 from pathlib import Path
 
+import files
 import pytest
 import torch
 from loop import Training
 
 from safepoint import Checkpointer, keep, when
+from safepoint.catalog import Catalog
+from safepoint.cli import ls
 
 
 def safepoint(*arguments: object) -> subprocess.CompletedProcess[str]:
@@ -162,3 +165,12 @@ def test_missing_libraries_are_named(tmp_path: Path) -> None:
     result = subprocess.run([sys.executable, "-c", blocked], capture_output=True, text=True, check=False)
     assert result.returncode == 2
     assert "pip install 'safepoint[cli]'" in result.stderr
+
+
+def test_ls_leaves_out_of_the_sum_what_was_removed_meanwhile(tmp_path: Path) -> None:
+    """A checkpoint that a running job removes while the list is made is no error."""
+    for step in (1, 2):
+        files.write(tmp_path / f"{step}.ckpt", files.manifest(step=step, time=1.5e9 + step))
+    catalog = Catalog.of(tmp_path)
+    (tmp_path / "1.ckpt").unlink()
+    assert ls._summary(catalog).startswith("1 checkpoint,")

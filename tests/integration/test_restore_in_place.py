@@ -376,6 +376,31 @@ def test_mismatch_behind_a_damaged_one_says_that_tensors_are_torn(tmp_path: Path
         make(tmp_path, training.state).restore()
 
 
+def test_refusal_behind_a_damaged_one_says_that_tensors_are_torn(tmp_path: Path) -> None:
+    """If the newest is damaged and the one before it cannot be loaded safely, the error tells of both."""
+    training = Training()
+    save(tmp_path, {**training.state, "notes": {"path": Path()}})
+    flip(add(tmp_path, {**training.state, "notes": {}}), "model.2.weight")
+    with (
+        pytest.warns(RuntimeWarning, match="was skipped"),
+        pytest.raises(safepoint.CheckpointError, match=r"cannot be loaded safely.*may hold parts of a damaged"),
+    ):
+        make(tmp_path, {**training.state, "notes": {}}).restore()
+
+
+def test_state_that_cannot_be_built_is_told(tmp_path: Path) -> None:
+    """Where what a sound checkpoint holds refuses to be built, the error says so."""
+    net = torch.nn.Module()
+    net.register_buffer("s", torch.sparse_coo_tensor([[5]], [1.0], (3,), check_invariants=False))
+    state = {"model": net, "layer": torch.nn.Linear(2, 2)}
+    save(tmp_path, state)
+    with (
+        torch.sparse.check_sparse_tensor_invariants(),
+        pytest.raises(safepoint.CheckpointError, match=r"is sound, and its state cannot be built: size is"),
+    ):
+        make(tmp_path, state).restore()
+
+
 def test_restore_of_an_unsafe_class_changes_nothing(tmp_path: Path) -> None:
     """A class that may not be loaded is named, before anything is changed."""
     training = Training()

@@ -206,3 +206,24 @@ def test_rng_state_leaves_numpy_out_where_it_is_not_loaded(monkeypatch: pytest.M
     monkeypatch.delitem(sys.modules, "numpy")
     assert "numpy" not in rng_state()
     assert "numpy" not in sys.modules
+
+
+class Unspeakable:
+    """A key that has no spelling."""
+
+    def __str__(self) -> str:
+        raise AttributeError
+
+
+@pytest.mark.parametrize("key", ["\ud800", 10**5000, Unspeakable()], ids=["surrogate", "long", "unspeakable"])
+def test_tensor_below_a_key_without_a_spelling_is_not_listed(key: object) -> None:
+    """It is in the checkpoint as ``torch.save`` would have it there, and the manifest does not name it."""
+    found = capture({"a": {key: torch.ones(2)}, "b": torch.zeros(2)})
+    assert [tensor.path for tensor in found.tensors] == ["b"]
+    assert len(found.storages) == 2
+
+
+def test_tensor_with_an_absurd_dimension_is_not_listed() -> None:
+    """An empty tensor may have a dimension that no manifest can hold."""
+    found = capture({"a": torch.empty(0, 2**62), "b": torch.zeros(2)})
+    assert [tensor.path for tensor in found.tensors] == ["b"]

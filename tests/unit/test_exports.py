@@ -88,6 +88,7 @@ def test_checkpointer_defaults_are_frozen() -> None:
     ("function", "arguments"),
     [
         (safepoint.load, ["path", "*map_location", "*mmap", "*weights_only", "*trust"]),
+        (safepoint.Checkpointer.restore, ["self", "*trust"]),
         (safepoint.verify, ["path"]),
         (when.every, ["*steps", "*epochs", "*minutes", "*seconds"]),
         (when.at, ["*steps"]),

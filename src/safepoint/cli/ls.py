@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -89,14 +90,18 @@ def _removed(catalog: Catalog) -> dict[Path, Fate]:
     return {fate.record.path: fate for fate in told if fate.record.path not in catalog.manifests}
 
 
+def _statuses(paths: Iterable[Path]) -> Iterator[os.stat_result]:
+    """Yield the status of each file, but for those that a running job has removed by now."""
+    for path in paths:
+        with contextlib.suppress(FileNotFoundError):
+            yield path.stat()
+
+
 def _summary(catalog: Catalog) -> str:
     """Return the count and the bytes on disk, those of several names for one file counted once."""
-    files: dict[tuple[int, int], int] = {}
-    for path in catalog.manifests:
-        with contextlib.suppress(FileNotFoundError):  # a running job has removed it since
-            status = path.stat()
-            files[status.st_dev, status.st_ino] = status.st_size
-    names = len(catalog.records)
+    there = list(_statuses(catalog.manifests))
+    files = {(status.st_dev, status.st_ino): status.st_size for status in there}
+    names = len(there)
     if not names:
         return "no checkpoints"
     one = f"{names} checkpoint{'s' if names > 1 else ''}"
