@@ -12,7 +12,7 @@ import pytest
 from safepoint import keep
 from safepoint.errors import ConfigurationError
 from safepoint.ledger import Ledger
-from safepoint.records import Record, ScheduleState
+from safepoint.records import Record, SaveStats, ScheduleState
 from safepoint.schedule import start
 from safepoint.state import STATE_VERSION, decode, encode
 
@@ -73,3 +73,13 @@ def test_something_else_is_refused(change: dict[str, Any]) -> None:
     """What is not the state of a run is an error of ours, not of Python's."""
     with pytest.raises(ConfigurationError, match="not the state of a run"):
         decode(encode(start((0, 0, 0), 0.0), Ledger()) | change)
+
+
+def test_state_keeps_what_a_save_cost() -> None:
+    """The statistics of a record survive, and so does a record without them."""
+    stats = SaveStats(Path("a.ckpt"), 1, 9, 9, 0.0, 0.1, 0.1, 0.2, 0.3)
+    costs = {"a.ckpt": stats, "b.ckpt": None}
+    records = tuple(Record(Path(name), 1, 0, {}, 1.0, 9, (), stats=told) for name, told in costs.items())
+    schedule = ScheduleState((0, 0, 0), 0.0, (0, 0, 0), 0.0)
+    data = json.loads(json.dumps(encode(schedule, Ledger(records=records))))
+    assert decode(data)[1].records == records
