@@ -28,6 +28,6 @@ def test_save_stats_tell_the_speed_of_what_was_written() -> None:
 def test_save_stats_tell_everything_in_a_line() -> None:
     """The line names the file, its size, what training waited for, and when which level was reached."""
     assert str(STATS) == (
-        "a.ckpt is durable: 2000.0 MB; training held up 0.500 s, of which 0.250 s for a free image; staged after 0.500 s, "
-        "written after 0.900 s, durable after 1.000 s (2000 MB/s)"
+        "a.ckpt is durable: 2000.0 MB; training held up 0.500 s, of which 0.250 s for a free image; staged after "
+        "0.500 s, written after 0.900 s, durable after 1.000 s (2000 MB/s)"
     )
