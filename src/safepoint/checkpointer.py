@@ -63,7 +63,8 @@ class Checkpointer:
     need no gradient are left out; on ``restore()`` the live ones stay, and are compared with what was left out.
 
     A background error is raised at the next call, once, as a SaveError; with ``on_error="warn"`` it is a
-    warning, and the next save tries again.
+    warning, and the next save tries again. ``verify_after_write``: each checkpoint is read back from the disk and
+    verified before it gets its name, at the cost of reading it.
 
     Raises:
         ConfigurationError: an argument is wrong, or the directory is a file or not writable. Nothing was touched.
@@ -84,8 +85,9 @@ class Checkpointer:
         max_host_bytes: int | None = None,
         exclude_frozen: bool = False,
         on_error: OnError = "raise",
+        verify_after_write: bool = False,
     ) -> None:
-        options = Options(staging, blocking, max_images, max_host_bytes, exclude_frozen, on_error)
+        options = Options(staging, blocking, max_images, max_host_bytes, exclude_frozen, on_error, verify_after_write)
         options.check("Checkpointer")
         _check_policies(save, keep)
         _check_flat(filename)
@@ -326,7 +328,7 @@ class Checkpointer:
     def _prepare_memory(self) -> None:
         """Have memory ready before the first save; after a first step the optimizers have their state."""
         self._has_memory = True
-        self._run.pipeline.prepare(image_bytes(self._captured()[0]))
+        self._run.pipeline.prepare(image_bytes(self._captured()[0]), at_most=self._keep_policy.at_most)
 
     def _save_now(self, event: Event, decision: Save, *, pinned: bool) -> None:
         metrics = dict(event.metrics)

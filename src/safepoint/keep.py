@@ -42,6 +42,11 @@ class PreservationPolicy(ABC):
         """The metrics that the policy ranks by."""
         return frozenset()
 
+    @property
+    def at_most(self) -> int | None:
+        """How many checkpoints it keeps at most, ``None`` where no number bounds them."""
+        return None
+
     def __or__(self, other: PreservationPolicy) -> PreservationPolicy:
         """Keep what either policy keeps."""
         if not isinstance(other, PreservationPolicy):
@@ -75,6 +80,12 @@ class Union(PreservationPolicy):
     def metrics(self) -> frozenset[str]:
         """The metrics that any of the policies ranks by."""
         return frozenset().union(*(policy.metrics for policy in self.policies))
+
+    @property
+    def at_most(self) -> int | None:
+        """The sum, where each of the policies is bounded."""
+        counts = [policy.at_most for policy in self.policies]
+        return None if None in counts else sum(count for count in counts if count is not None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,6 +146,11 @@ class Best(PreservationPolicy):
         """The one metric."""
         return frozenset((self.metric,))
 
+    @property
+    def at_most(self) -> int:
+        """As many as are the best."""
+        return self.n
+
     @staticmethod
     def _rank_words(rank: int) -> str:
         return "best" if rank == 0 else f"number {rank + 1}"
@@ -161,6 +177,11 @@ class Latest(PreservationPolicy):
     def takes(self, record: Record, records: Sequence[Record]) -> str:
         """Name the number that would reach back to it."""
         return f"keep.latest({1 + sum(other.time > record.time for other in records)})"
+
+    @property
+    def at_most(self) -> int:
+        """As many as are the latest."""
+        return self.n
 
 
 @dataclass(frozen=True, slots=True)

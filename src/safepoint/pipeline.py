@@ -19,6 +19,7 @@ from uuid import uuid4
 
 import torch
 
+from safepoint import room
 from safepoint.capture import Capture, capture
 from safepoint.deferral import Barrier, Live
 from safepoint.errors import ConfigurationError
@@ -34,7 +35,7 @@ from safepoint.stores import Store
 from safepoint.stores.local import LocalStore
 from safepoint.transfer import Copier, HostBuffer
 from safepoint.when import positive_count
-from safepoint.writer import Asked, Job, Names, Outcome, Writer
+from safepoint.writer import Asked, Job, Names, Outcome, Removal, Writer
 
 OnError = Literal["raise", "warn"]
 Staging = Literal["copy", "deferred"]
@@ -50,7 +51,8 @@ class Options:
     ``staging``: "copy", training waits for one memory copy; "deferred", what optimizers own is copied during the next
     forward and backward. ``blocking``: each save returns when it is durable. ``max_images``: host images in memory at
     most, of ``max_host_bytes`` together (``None``: half of the memory available). ``exclude_frozen``: parameters that
-    need no gradient are left out. ``on_error``: what a failed save does at the next hook.
+    need no gradient are left out. ``on_error``: what a failed save does at the next hook. ``verify_after_write``: every
+    checkpoint is read back from the disk before it gets its name.
     """
 
     staging: Staging = "copy"
@@ -59,6 +61,7 @@ class Options:
     max_host_bytes: int | None = None
     exclude_frozen: bool = False
     on_error: OnError = "raise"
+    verify_after_write: bool = False
 
     def check(self, owner: str) -> None:
         """Raise a ConfigurationError that names ``owner`` and the option that is wrong."""
@@ -122,9 +125,11 @@ class Pipeline:
         self._pool = Pool(options.max_images, options.max_host_bytes)
         self._barrier = Barrier()
         self._stager = Stager(self._pool, self._barrier, Frozen(), Copier())
-        self._writer = Writer(store or LocalStore(directory))
+        self._store = store or LocalStore(directory)
+        self._writer = Writer(self._store)
         self._ring: HostBuffer | None = None
         self._said_that_it_streams = False
+        self._said_that_room_ends = False
         self._under_way: deque[tuple[Part, ...]] = deque()  # of the jobs queued, in their order
         self._last_time = 0.0
         self._last_size_bytes = 0
@@ -151,9 +156,21 @@ class Pipeline:
             measured_at=dict(snapshot.measured_at),
         )
 
-    def prepare(self, size_bytes: int) -> None:
-        """Have memory ready for states of about ``size_bytes``; cheap, and of no effect once it is."""
+    def prepare(self, size_bytes: int, *, at_most: int | None) -> None:
+        """Have memory ready for states of about ``size_bytes``; warn if the disk has no room for ``at_most`` of them.
+
+        Cheap, and of no effect once the memory is there.
+        """
         self._pool.prepare(size_bytes)
+        free_bytes = self._store.free_bytes()
+        if free_bytes is None:
+            return
+        held = {record.path: record.size_bytes for book in self.books for record in book.ledger.durable}
+        found = room.shortage_at_start(
+            self.directory, free_bytes, size_bytes, at_most=at_most, held_bytes=sum(held.values())
+        )
+        if found is not None:
+            warnings.warn(found, RuntimeWarning, stacklevel=5)
 
     def save(self, state: object, snapshot: Snapshot, parts: Sequence[Part], live: Live = NOTHING_LIVE) -> None:
         """Stage ``state`` once and queue it under the names of all ``parts``; return once it is staged.
@@ -182,7 +199,9 @@ class Pipeline:
         path = self.directory / first.name
         removals, holds_up = self._removals(parts), self.options.blocking or isinstance(staged, StagedLive)
         try:
-            self._writer.submit(Job(staged, seal, path, snapshot.step, first, asked, removals, tuple(others), holds_up))
+            verify = self.options.verify_after_write
+            job = Job(staged, seal, path, snapshot.step, first, asked, removals, tuple(others), holds_up, verify)
+            self._writer.submit(job)
             if holds_up:
                 self._barrier.release()
                 self._writer.wait()
@@ -233,8 +252,18 @@ class Pipeline:
     def drain(self) -> None:
         """Tell every book what has ended since the last call."""
         for outcome in self._writer.outcomes():
+            self._look_at_room(outcome)
             for part in self._under_way.popleft():
                 part.book.ended.append((part, outcome))
+
+    def _look_at_room(self, outcome: Outcome) -> None:
+        """Warn, once for each shortage, that the next save will not fit."""
+        if outcome.stats is None or outcome.free_bytes is None:
+            return
+        found = room.shortage_ahead(outcome.job.path, outcome.free_bytes, outcome.job.seal.size_bytes)
+        if found is not None and not self._said_that_room_ends:
+            warnings.warn(found, RuntimeWarning, stacklevel=6)
+        self._said_that_room_ends = found is not None
 
     def wait(self) -> None:
         """Return when everything queued has ended, and every book knows."""
@@ -266,18 +295,15 @@ class Pipeline:
     def _record(self, part: Part, snapshot: Snapshot) -> Record:
         return self.candidate(snapshot, part.names.name) if part.proposed is None else part.proposed[1].record
 
-    def _removals(self, parts: Sequence[Part]) -> tuple[str, ...]:
+    def _removals(self, parts: Sequence[Part]) -> tuple[Removal, ...]:
         """Return what goes once the save is durable under all names: never one of these names."""
         named = {name for part in parts for name in part.names.all}
-        released = (
-            name
-            for part in parts
-            for name in (
-                *(self.name_of(gone) for gone in (part.proposed[1].released if part.proposed else ())),
-                *part.names.obsolete,
-            )
-        )
-        return tuple(dict.fromkeys(name for name in released if name not in named))
+        released = [gone for part in parts if part.proposed is not None for gone in part.proposed[1].released]
+        runs = {self.name_of(gone): frozenset((gone.run,)) for gone in released}
+        # A further name has no record of its own: it is of this run, of one it goes on with, or from before Safepoint.
+        any_own = frozenset(("", self.identity, *(r.run for book in self.books for r in book.ledger.records)))
+        runs |= {name: any_own for part in parts for name in part.names.obsolete if name not in runs}
+        return tuple(Removal(name, owners) for name, owners in runs.items() if name not in named)
 
     def _history(self, ledgers: Sequence[Ledger], parts: Sequence[Part], records: Sequence[Record]) -> tuple[Fate, ...]:
         """Return what the ledgers tell, oldest first, with this save in it under all its names."""

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import BinaryIO
 
 from safepoint import archive, image
+from safepoint.archive import ForeignFileError
 from safepoint.checksums import Checksums, checksums
 from safepoint.errors import NotACheckpointError
 from safepoint.image import Entry, Layout
@@ -87,11 +88,15 @@ def opened(path: str | os.PathLike[str]) -> Iterator[Opened]:
 
     """
     with os.fdopen(archive.open_regular(path), "rb") as file:
-        data = archive.manifest_bytes(file.fileno())
-        manifest = decode(data)
-        sizes = [blob.size_bytes for blob in manifest.storages]
-        _check_fits(manifest.pickle.size_bytes + sum(sizes), os.fstat(file.fileno()).st_size)
-        yield Opened(file, manifest, data, image.lay_out(manifest.pickle.size_bytes, sizes, len(data)))
+        yield _taken_in(file)
+
+
+def _taken_in(file: BinaryIO) -> Opened:
+    data = archive.manifest_bytes(file.fileno())
+    manifest = decode(data)
+    sizes = [blob.size_bytes for blob in manifest.storages]
+    _check_fits(manifest.pickle.size_bytes + sum(sizes), os.fstat(file.fileno()).st_size)
+    return Opened(file, manifest, data, image.lay_out(manifest.pickle.size_bytes, sizes, len(data)))
 
 
 def _check_fits(data_bytes: int, size_bytes: int) -> None:
@@ -136,6 +141,25 @@ def verify(path: str | os.PathLike[str]) -> list[str]:
             return list(problems(checkpoint))
     except NotACheckpointError as error:
         return [str(error)]
+
+
+def verify_open(descriptor: int) -> list[str]:
+    """Do as ``verify`` does with an open file, which stays open."""
+    with os.fdopen(descriptor, "rb", closefd=False) as file:
+        try:
+            return list(problems(_taken_in(file)))
+        except NotACheckpointError as error:
+            return [str(error)]
+
+
+def run_of(descriptor: int) -> str | None:
+    """Return the run that wrote an open file, "" for another program's, ``None`` if nobody can tell."""
+    try:
+        return decode_summary(archive.manifest_bytes(descriptor)).run
+    except ForeignFileError:
+        return ""
+    except (NotACheckpointError, OSError):
+        return None
 
 
 def problems(checkpoint: Opened, sink: Sink | None = None) -> Iterator[str]:

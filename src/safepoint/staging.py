@@ -218,8 +218,9 @@ class StagedImage:
         """See ``Staged``."""
         if self.deferral is not None:
             self.deferral.confirm()
-        take_in(self.looked_at, self.kept, digest_at)
-        self.image.held = self.looked_at
+        if self.image.held is not self.looked_at:  # written once more, it is not seen once more
+            take_in(self.looked_at, self.kept, digest_at)
+            self.image.held = self.looked_at
 
     def durable(self, name: str) -> None:
         """See ``Staged``."""
@@ -269,7 +270,8 @@ class StagedLive:
         """See ``Staged``."""
 
     def slab(self, start: int, end: int) -> memoryview:
-        """See ``sealing.Slabs``; they are asked for from the beginning to the end."""
+        """See ``sealing.Slabs``; they are asked for from the beginning to the end, perhaps more than once."""
+        self._next = self._next if start else 0
         base = start % self._ring.memory.size_bytes
         self._check_not_abandoned()
         view = self._ring.memory.view(base, end - start)

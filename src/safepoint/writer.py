@@ -2,23 +2,55 @@
 
 Jobs run one after another in the order of submission. Nothing is removed before the job's own checkpoint is durable
 under all its names, and once a job has failed nothing more is removed until the training thread has taken notice: what
-later jobs were going to remove was decided in the belief that the failed one would be there.
+later jobs were going to remove was decided in the belief that the failed one would be there. An error that may pass by
+itself is tried again, each time from the beginning; what has a name to be removed is looked at first.
 """
 
 from __future__ import annotations
 
+import errno
+import logging
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, wait
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
+from safepoint import reader
 from safepoint.background import Background
 from safepoint.records import SaveStats
 from safepoint.sealing import Seal
 from safepoint.staging import Staged
 from safepoint.stores import Chunk, Store
+
+logger = logging.getLogger("safepoint")
+
+RETRY_AFTER_S = (0.1, 0.5, 2.0)
+_TRANSIENT = frozenset(
+    (
+        errno.EIO,
+        errno.EREMOTEIO,
+        errno.EAGAIN,
+        errno.EBUSY,
+        errno.EINTR,
+        errno.ENOLCK,
+        errno.ENOBUFS,
+        errno.ESTALE,
+        errno.ETIMEDOUT,
+        errno.ECONNRESET,
+        errno.ECONNABORTED,
+        errno.ECONNREFUSED,
+        errno.EHOSTDOWN,
+        errno.EHOSTUNREACH,
+        errno.ENETDOWN,
+        errno.ENETUNREACH,
+    )
+)
+"""What a medium says that may be well again a moment later: a full disk, a missing right or a wrong name is not."""
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +74,17 @@ class Names:
 
 
 @dataclass(frozen=True, slots=True)
+class Removal:
+    """A name to be removed, unless something is there by then that none of ``runs`` wrote.
+
+    The run "" stands for another program.
+    """
+
+    name: str
+    runs: frozenset[str]
+
+
+@dataclass(frozen=True, slots=True)
 class Asked:
     """How a save began: when, by ``time.perf_counter``, and how long it held training up until it was queued.
 
@@ -59,7 +102,7 @@ class Job:
 
     ``path`` is where it will be; ``holds_up``: training waits until it has ended. ``remove`` goes once the checkpoint
     is durable under all its names, of which ``more`` are those that others have for it: links to the same bytes, each
-    with links of its own.
+    with links of its own. ``verify``: read it back from the medium before it gets its name.
     """
 
     staged: Staged
@@ -68,9 +111,10 @@ class Job:
     step: int
     names: Names
     asked: Asked
-    remove: tuple[str, ...] = ()
+    remove: tuple[Removal, ...] = ()
     more: tuple[Names, ...] = ()
     holds_up: bool = False
+    verify: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,13 +122,14 @@ class Outcome:
     """What became of a job.
 
     ``stats`` are there if its checkpoint is durable; ``error`` is what went wrong, if anything did; ``still_there`` are
-    the names that were to be removed and were not.
+    the names that were to be removed and were not; ``free_bytes`` is the room left afterwards, if the medium tells.
     """
 
     job: Job
     stats: SaveStats | None
     error: Exception | None
     still_there: tuple[str, ...]
+    free_bytes: int | None = None
 
     @property
     def durable(self) -> bool:
@@ -146,22 +191,25 @@ class Writer:
 
     def _run(self, job: Job, failures_told: int) -> Outcome:
         """Do ``job``, decided when ``failures_told`` failures were known; it removes only if there were no more."""
+        names = tuple(removal.name for removal in job.remove)
         try:
             stats = self._commit(job)
         except Exception as error:  # noqa: BLE001 - handed to the training thread, which raises it
             self._failures += 1
-            return Outcome(job, stats=None, error=error, still_there=job.remove)
+            return Outcome(job, stats=None, error=error, still_there=names)
         finally:
             job.staged.release()
-        outcome = Outcome(job, stats, error=None, still_there=job.remove)
-        return outcome if failures_told < self._failures else self._removed(outcome)
+        outcome = Outcome(job, stats, error=None, still_there=names)
+        outcome = outcome if failures_told < self._failures else self._removed(outcome)
+        return replace(outcome, free_bytes=self._store.free_bytes())
 
     def _commit(self, job: Job) -> SaveStats:
         staged, seal, names, asked = job.staged, job.seal, job.names, job.asked
-        written_at_s = 0.0
+        written_at_s, done_bytes = 0.0, self._done_bytes
 
         def chunks() -> Iterator[Chunk]:
             nonlocal written_at_s
+            self._done_bytes = done_bytes
             for chunk in seal.chunks(staged, staged.known_at()):
                 yield chunk
                 self._done_bytes += len(chunk)
@@ -169,7 +217,10 @@ class Writer:
             written_at_s = time.perf_counter()
 
         staged.wait()
-        written_bytes = self._store.write(names.name, chunks(), seal.size_bytes, replace=names.replace)
+        check = _read_back if job.verify else None
+        written_bytes = _persisting(
+            lambda: self._store.write(names.name, chunks(), seal.size_bytes, replace=names.replace, check=check)
+        )
         staged.durable(names.name)
         self._give_names(job)
         committed_s = time.perf_counter() - asked.began_s
@@ -186,18 +237,45 @@ class Writer:
         )
 
     def _give_names(self, job: Job) -> None:
+        store = self._store
         for other in job.more:
-            self._store.link(job.names.name, other.name, replace=other.replace)
+            _persisting(partial(store.link, job.names.name, other.name, replace=other.replace))
         for each in (job.names, *job.more):
             for name in each.links:
-                self._store.link(each.name, name)
+                _persisting(partial(store.link, each.name, name))
             for name in each.symlinks:
-                self._store.symlink(each.name, name)
+                _persisting(partial(store.symlink, each.name, name))
 
     def _removed(self, outcome: Outcome) -> Outcome:
-        for index, name in enumerate(outcome.job.remove):
+        for index, removal in enumerate(outcome.job.remove):
+            is_own = partial(_is_of, removal.runs)
             try:
-                self._store.remove(name)
+                gone = _persisting(partial(self._store.remove, removal.name, is_own=is_own))
             except OSError as error:
-                return replace(outcome, error=error, still_there=outcome.job.remove[index:])
+                return replace(outcome, error=error, still_there=outcome.still_there[index:])
+            if not gone:  # nothing of ours is under that name any more
+                logger.warning("%s is not what this run saved under that name, and was not removed", removal.name)
         return replace(outcome, still_there=())
+
+
+def _persisting(act: Callable[[], T]) -> T:
+    """Do ``act``, again after a while if the medium has a moment of weakness; raises what the last attempt raises."""
+    for wait_s in RETRY_AFTER_S:
+        try:
+            return act()
+        except OSError as error:
+            if error.errno not in _TRANSIENT:
+                raise
+            logger.warning("%s: trying again in %g s", error, wait_s)
+            time.sleep(wait_s)
+    return act()
+
+
+def _is_of(runs: frozenset[str], descriptor: int) -> bool:
+    return reader.run_of(descriptor) in runs
+
+
+def _read_back(descriptor: int) -> None:
+    """Raise an OSError unless the medium gives back what was written; nobody can use what it gives back."""
+    if problems := reader.verify_open(descriptor):
+        raise OSError(errno.EIO, f"read back from the disk, it is not what was written ({'; '.join(problems)})")

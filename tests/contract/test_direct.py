@@ -14,7 +14,8 @@ import file_systems
 import pytest
 
 from safepoint.memory import HostMemory
-from safepoint.stores import Chunk, direct, local
+from safepoint.stores import Chunk, direct
+from safepoint.stores.disk import Disk
 from safepoint.stores.local import LocalStore
 
 MIB = 1 << 20
@@ -168,7 +169,7 @@ def test_chunk_may_be_reused_once_enough_others_were_taken(
 def small_files(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Let the kernel refuse to write beyond 3 MiB of a file, and find it out late."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    monkeypatch.setattr(local, "_preallocate", lambda descriptor, size_bytes: None)
+    monkeypatch.setattr(Disk, "reserve", lambda *_: None)
     resource.setrlimit(resource.RLIMIT_FSIZE, (3 * MIB, hard))
     try:
         yield

@@ -20,6 +20,7 @@ from invariants import temporaries
 
 from safepoint.memory import HostMemory
 from safepoint.stores import Unchanged, direct, local
+from safepoint.stores.disk import Disk
 from safepoint.stores.extents import share
 from safepoint.stores.local import LocalStore, clean
 
@@ -135,7 +136,7 @@ def test_killed_writer_leaves_nothing_that_is_not_cleaned(directory: Path, momen
     (directory / "a.ckpt").write_bytes(b"old")
     done = subprocess.run([sys.executable, "-c", KILLED, str(directory), moment], check=False)
     assert done.returncode == -signal.SIGKILL
-    left = 0 if moment == "writing" and local._takes_unnamed(directory) else 1
+    left = 0 if moment == "writing" and local._takes_unnamed(directory, Disk()) else 1
     assert len(temporaries(directory)) == left
     assert len(clean(directory)) == left
     assert {path.name: path.read_bytes() for path in directory.iterdir()} == {"a.ckpt": b"old"}
@@ -155,7 +156,7 @@ def test_local_store_survives_a_power_cut(
     """What was written, shared or named last is whole on the disk the moment that the call has returned."""
     only(kind, file_systems.JOURNALED)
     if temporary == "named":
-        monkeypatch.setattr(local, "_takes_unnamed", lambda directory: False)
+        monkeypatch.setattr(local, "_takes_unnamed", lambda *_: False)
     data = filled(2 * MIB)
     store = store_with(directory, data)
     if last == "linked":
@@ -313,7 +314,7 @@ def test_full_disk_in_mid_write_is_the_error_that_comes_out(
     """Where nothing could be reserved and the disk fills up: that error, no file, no descriptor, no thread."""
     if kind == "overlay":
         pytest.skip("its disk is the machine's own")
-    monkeypatch.setattr(local, "_preallocate", lambda descriptor, size_bytes: None)
+    monkeypatch.setattr(Disk, "reserve", lambda *_: None)
     data = filled(4 * MIB)
     before, taken = _resources(), 0
 

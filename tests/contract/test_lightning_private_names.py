@@ -82,8 +82,8 @@ def test_constructor_begins_with_the_parameters_of_the_framework(framework: Fram
     ours = list(inspect.signature(framework.ModelCheckpoint.__init__).parameters.values())
     assert [(p.name, p.kind, p.default) for p in theirs] == [(p.name, p.kind, p.default) for p in ours[: len(theirs)]]
     added = ours[len(theirs) :]
-    options = {"staging", "blocking", "max_images", "max_host_bytes", "exclude_frozen", "on_error", "log_stats"}
-    assert {p.name for p in added} == options
+    options = {"staging", "blocking", "max_images", "max_host_bytes", "exclude_frozen", "on_error"}
+    assert {p.name for p in added} == {*options, "verify_after_write", "log_stats"}
     assert {p.kind for p in added} == {inspect.Parameter.KEYWORD_ONLY}
 
 

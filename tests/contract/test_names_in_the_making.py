@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from safepoint.stores import local
+from safepoint.stores.disk import Disk
 from safepoint.stores.local import LocalStore, clean
 
 
@@ -16,12 +16,12 @@ def test_name_in_the_making_survives_a_cleaning(tmp_path: Path, monkeypatch: pyt
     """Another run that begins just then removes nothing of it."""
     store = LocalStore(tmp_path)
     store.write("a.ckpt", [b"content"], 7, replace=False)
-    rename = local._rename_over
+    rename = Disk.rename
 
     def cleaned_first(*paths: Any) -> None:
         assert clean(tmp_path) == []
         rename(*paths)
 
-    monkeypatch.setattr(local, "_rename_over", cleaned_first)
+    monkeypatch.setattr(Disk, "rename", cleaned_first)
     getattr(store, make)("a.ckpt", "b.ckpt")
     assert (tmp_path / "b.ckpt").read_bytes() == b"content"

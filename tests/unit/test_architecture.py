@@ -19,7 +19,7 @@ CORE_TESTS = Path(__file__).parents[1] / "core"
 
 LEVELS = (
     ("errors", "records"),
-    ("manifest", "when", "keep", "naming", "image", "archive", "checksums", "background", "memory", "cgroup"),
+    ("manifest", "when", "keep", "naming", "image", "archive", "room", "checksums", "background", "memory", "cgroup"),
     ("schedule", "ledger", "measured"),
     ("state",),
     ("stores", "signals", "transfer", "capture", "reader"),
@@ -34,7 +34,7 @@ LEVELS = (
 )
 """From low to high; a module imports from its own level or from lower ones. The package itself is above all."""
 
-PURE = ("errors", "records", "when", "keep", "schedule", "ledger", "measured", "state", "naming")
+PURE = ("errors", "records", "when", "keep", "schedule", "ledger", "measured", "state", "naming", "room")
 TORCH = {
     "capture",
     "checkpointer",

@@ -67,6 +67,7 @@ def test_checkpointer_arguments_are_frozen() -> None:
         "*max_host_bytes",
         "*exclude_frozen",
         "*on_error",
+        "*verify_after_write",
     ]
 
 
@@ -81,6 +82,7 @@ def test_checkpointer_defaults_are_frozen() -> None:
         "max_host_bytes": None,
         "exclude_frozen": False,
         "on_error": "raise",
+        "verify_after_write": False,
     }
 
 

@@ -27,7 +27,7 @@ from safepoint.sealing import Seal
 from safepoint.staging import Pool, Stager
 from safepoint.stores.memory import MemoryStore
 from safepoint.transfer import Copier
-from safepoint.writer import Asked, Job, Names, Outcome, Writer
+from safepoint.writer import Asked, Job, Names, Outcome, Removal, Writer
 
 FULL = OSError(errno.ENOSPC, "No space left on device")
 
@@ -65,7 +65,8 @@ class Bench:
         stager = Stager(self.pool, Barrier(), Frozen(), Copier())
         staged = stager.stage(image, captured, layout, Live(), deferred=False)
         seal = Seal(layout, manifest)
-        return Job(staged, seal, Path(name), 1, names or Names(name), Asked(0.0), remove)
+        removals = tuple(Removal(name, frozenset(("run",))) for name in remove)
+        return Job(staged, seal, Path(name), 1, names or Names(name), Asked(0.0), removals)
 
     def submit(self, name: str, *, names: Names | None = None, remove: tuple[str, ...] = ()) -> None:
         """Queue a save that lets ``remove`` go."""
@@ -97,13 +98,21 @@ def bench() -> Iterator[Bench]:
 
 def test_writer_writes_then_names_then_removes(bench: Bench) -> None:
     """Nothing is removed before the checkpoint is durable under all its names."""
-    bench.store.files["old"] = b""
+    bench.submit("old")
+    bench.finished()
+    bench.store.log.clear()
     bench.submit("new", names=Names("new", links=("last",), symlinks=("current",)), remove=("old", "older"))
     (outcome,) = bench.finished()
     assert bench.store.log == [
+        ("reserve", "new"),
         ("write", "new"),
+        ("sync", "new"),
+        ("publish", "new"),
+        ("sync_directory", "new"),
         ("link", "last"),
+        ("sync_directory", "last"),
         ("symlink", "current"),
+        ("sync_directory", "current"),
         ("remove", "old"),
         ("remove", "older"),
     ]

@@ -40,10 +40,10 @@ class ModelCheckpointBody(Saving):
     """Lightning's ``ModelCheckpoint`` on Safepoint: every argument means what it means there.
 
     Besides, by keyword: ``staging``, ``blocking`` (each save is durable when its hook returns), ``max_images``,
-    ``max_host_bytes``, ``exclude_frozen`` and ``on_error`` as for ``Checkpointer``; ``log_stats``: the loggers get what
-    each save cost, as ``checkpoint/stalled_s``, ``checkpoint/committed_s`` and so on (see ``SaveStats``). Files become
-    durable in the background, in order, and at the latest when ``fit`` returns; a superseded file goes only after its
-    successor is durable.
+    ``max_host_bytes``, ``exclude_frozen``, ``on_error`` and ``verify_after_write`` as for ``Checkpointer``;
+    ``log_stats``: the loggers get what each save cost, as ``checkpoint/stalled_s``, ``checkpoint/committed_s`` and so
+    on (see ``SaveStats``). Files become durable in the background, in order, and at the latest when ``fit`` returns; a
+    superseded file goes only after its successor is durable.
     """
 
     def __init__(
@@ -70,10 +70,13 @@ class ModelCheckpointBody(Saving):
         max_host_bytes: int | None = None,
         exclude_frozen: bool = False,
         on_error: OnError = "raise",
+        verify_after_write: bool = False,
         log_stats: bool = False,
     ) -> None:
         self._log_stats = log_stats
-        self._options = Options(staging, blocking, max_images, max_host_bytes, exclude_frozen, on_error)
+        self._options = Options(
+            staging, blocking, max_images, max_host_bytes, exclude_frozen, on_error, verify_after_write
+        )
         with self._in_the_frameworks_words():
             self._options.check("ModelCheckpoint")
             configuration.check(
@@ -397,7 +400,7 @@ class ModelCheckpointBody(Saving):
             return
         module, optimizers = trainer.lightning_module, () if self.save_weights_only else trainer.optimizers
         state = (*module.parameters(), *module.buffers(), *(list(o.state.values()) for o in optimizers))
-        self._run.pipeline.prepare(image_bytes(state))
+        self._run.pipeline.prepare(image_bytes(state), at_most=self._policy.at_most if self.save_top_k else 1)
 
     def _warn_once(self, what: str, message: str) -> None:
         if what not in self._told:

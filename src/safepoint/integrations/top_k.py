@@ -25,6 +25,11 @@ class TopK(PreservationPolicy):
     k: int
     mode: Mode
 
+    @property
+    def at_most(self) -> int:
+        """As many as there are places."""
+        return self.k
+
     def select(self, records: Sequence[Record]) -> dict[Path, str]:
         """Return those that hold a place after all have come, oldest first."""
         held: list[Record] = []

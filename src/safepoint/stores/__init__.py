@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -27,6 +27,10 @@ class Unchanged:
 
 
 Chunk = bytes | memoryview | Unchanged
+Check = Callable[[int], None]
+"""Looks at an open file, by its descriptor, and raises an OSError if it is not what it should be."""
+IsOwn = Callable[[int], bool]
+"""Looks at an open file, by its descriptor, and tells whether it is the caller's to remove."""
 
 
 class Store(Protocol):
@@ -35,8 +39,12 @@ class Store(Protocol):
     A protocol, so that the writer's order (write, name, remove) is written once and tested without a disk.
     """
 
-    def write(self, name: str, chunks: Iterable[Chunk], size_bytes: int, *, replace: bool) -> int:
+    def write(
+        self, name: str, chunks: Iterable[Chunk], size_bytes: int, *, replace: bool, check: Check | None = None
+    ) -> int:
         """Make ``chunks`` (``size_bytes`` in all) durable under ``name``, all or nothing.
+
+        ``check`` is asked when the bytes are on the medium, before they get their name.
 
         Returns how many bytes were written; the others are shared with an older checkpoint.
 
@@ -54,5 +62,8 @@ class Store(Protocol):
     def symlink(self, target: str, name: str) -> None:
         """Let ``name`` point to ``target``, durably; it replaces what had the name, in one step."""
 
-    def remove(self, name: str) -> None:
-        """Remove ``name``; it is no error if it is gone already."""
+    def remove(self, name: str, *, is_own: IsOwn | None = None) -> bool:
+        """Remove ``name``, unless ``is_own`` says no to what has it; return whether it is gone (as it may be before)."""
+
+    def free_bytes(self) -> int | None:
+        """Return how much room there is for further checkpoints, ``None`` where nobody can tell."""

@@ -1,9 +1,9 @@
 """A directory on a POSIX file system, written so that a crash at any point leaves only whole checkpoints.
 
 Temporary in the same directory, preallocate, write, fsync, publish under the final name, fsync the directory and every
-parent that was made. A temporary has no name where the file system can make such a file, else a hidden one. Its writer
-locks it for as long as that lives: a hidden name whose file can be locked is dead and is cleaned away. Knows names and
-bytes; knows nothing of what they mean.
+one above it. A temporary has no name where the file system can make such a file, else a hidden one. Its writer
+locks it for as long as that lives: a hidden name whose file can be locked is dead and is cleaned away. After an error
+nothing of a file is used any further. Knows names and bytes; knows nothing of what they mean.
 """
 
 from __future__ import annotations
@@ -21,33 +21,39 @@ from pathlib import Path
 
 from safepoint.errors import ConfigurationError
 from safepoint.naming import TEMPORARY_PREFIX
-from safepoint.stores import Chunk, direct
+from safepoint.stores import Check, Chunk, IsOwn
+from safepoint.stores.disk import Disk
 from safepoint.stores.extents import share
 
 _LINKS_REFUSED = (errno.EPERM, errno.EOPNOTSUPP, errno.EMLINK, errno.ENOSYS)
-_PREALLOCATION_REFUSED = (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS)
+_DISK = Disk()
 
 
 class LocalStore:
     """The checkpoints in ``directory``, which is made at the first write."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, disk: Disk = _DISK) -> None:
         self.directory = directory
-        self._cleaned: set[Path] = set()
+        self._disk = disk
+        self._prepared: set[Path] = set()
         self._unnamed: dict[Path, bool] = {}
 
-    def write(self, name: str, chunks: Iterable[Chunk], size_bytes: int, *, replace: bool) -> int:
+    def write(
+        self, name: str, chunks: Iterable[Chunk], size_bytes: int, *, replace: bool, check: Check | None = None
+    ) -> int:
         """See ``Store.write``; shares extents where the file system can."""
         final = self._parent_made(name)
-        with _temporary(final.parent, unnamed=self._unnamed_in(final.parent)) as temporary:
-            _preallocate(temporary.descriptor, size_bytes)
-            written_bytes = direct.write_chunks(temporary.descriptor, chunks, partial(share, self.directory))
-            os.fsync(temporary.descriptor)
+        with self._temporary(final.parent) as temporary:
+            self._disk.reserve(temporary.descriptor, size_bytes)
+            written_bytes = self._disk.write(temporary.descriptor, chunks, partial(share, self.directory))
+            self._disk.sync(temporary.descriptor)
+            if check is not None:
+                check(temporary.descriptor)
             if replace:
                 temporary.replace(final)
             else:
                 temporary.publish(final)
-        _sync_directory(final.parent)
+        self._sync_name(final, undo=not replace)
         return written_bytes
 
     def link(self, target: str, name: str, *, replace: bool = True) -> None:
@@ -56,46 +62,107 @@ class LocalStore:
             source, final = self.directory / target, self._parent_made(name)
             temporary = final if not replace else _temporary_path(final.parent)
             try:
-                os.link(source, temporary)
+                self._disk.link(source, temporary)
             except OSError as error:
                 if error.errno not in _LINKS_REFUSED:
                     raise
                 self._copy(source, name, replace=replace)
                 return
             if replace:
-                _rename_over(temporary, final)
+                self._rename_over(temporary, final)
             else:
-                _sync_directory(final.parent)
+                self._sync_name(final, undo=True)
 
     def symlink(self, target: str, name: str) -> None:
         """See ``Store.symlink``; the link is relative, so that the directory can be moved."""
         with _held(self.directory / target):
             final = self._parent_made(name)
             temporary = _temporary_path(final.parent)
-            temporary.symlink_to(os.path.relpath(self.directory / target, final.parent))
-            _rename_over(temporary, final)
+            self._disk.symlink(os.path.relpath(self.directory / target, final.parent), temporary)
+            self._rename_over(temporary, final)
 
-    def remove(self, name: str) -> None:
+    def remove(self, name: str, *, is_own: IsOwn | None = None) -> bool:
         """See ``Store.remove``."""
-        (self.directory / name).unlink(missing_ok=True)
+        path = self.directory / name
+        if is_own is not None and path.exists():
+            with _read(path) as descriptor:
+                if not is_own(descriptor):
+                    return False
+        self._disk.unlink(path)
+        return True
+
+    def free_bytes(self) -> int | None:
+        """See ``Store.free_bytes``."""
+        place = self.directory
+        try:
+            while not place.exists():
+                place = place.parent
+            found = os.statvfs(place)
+        except OSError:
+            return None
+        return found.f_bavail * found.f_frsize
 
     def _copy(self, source: Path, name: str, *, replace: bool) -> None:
         with source.open("rb") as file:
             chunks = iter(lambda: file.read(4 << 20), b"")
             self.write(name, chunks, os.fstat(file.fileno()).st_size, replace=replace)
 
-    def _unnamed_in(self, directory: Path) -> bool:
-        if directory not in self._unnamed:
-            self._unnamed[directory] = _takes_unnamed(directory)
-        return self._unnamed[directory]
-
     def _parent_made(self, name: str) -> Path:
         final = self.directory / name
-        _make_directory(final.parent)
-        if final.parent not in self._cleaned:
-            self._cleaned.add(final.parent)
-            clean(final.parent)
+        for path in reversed([path for path in (final.parent, *final.parent.parents) if not path.exists()]):
+            self._disk.make_directory(path)
+            self._disk.sync_directory(path.parent)
+            self._prepared.discard(path)
+        if final.parent not in self._prepared:
+            self._sync_above(final.parent)
+            self._unnamed[final.parent] = _takes_unnamed(final.parent, self._disk)
+            clean(final.parent, self._disk)
+            self._prepared.add(final.parent)
         return final
+
+    def _sync_above(self, directory: Path) -> None:
+        """Make durable what leads to ``directory``: whoever made that, a moment ago perhaps, need not have done so."""
+        for path in (directory, *directory.parents):
+            if os.path.ismount(path):
+                return
+            with contextlib.suppress(PermissionError):  # where we may not read, the job's owner has made nothing
+                self._disk.sync_directory(path.parent)
+
+    @contextlib.contextmanager
+    def _temporary(self, directory: Path) -> Iterator[_Temporary]:
+        """Open a temporary file in ``directory``; what has its hidden name at the end is removed."""
+        with _opened_temporary(directory, self._disk, unnamed=self._unnamed[directory]) as temporary:
+            try:
+                yield temporary
+            finally:
+                self._drop(temporary.path)
+
+    def _drop(self, temporary: Path) -> None:
+        """Remove a hidden name; what refuses is cleaned away before the next write: another error may be on its way."""
+        try:
+            self._disk.unlink(temporary)
+        except OSError:
+            self._prepared.discard(temporary.parent)
+
+    def _rename_over(self, temporary: Path, final: Path) -> None:
+        try:
+            if final.is_dir() and not final.is_symlink():
+                raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(final))
+            self._disk.rename(temporary, final)
+        finally:
+            # Between two names of one file, rename does nothing and leaves both (POSIX).
+            self._drop(temporary)
+        self._sync_name(final, undo=False)
+
+    def _sync_name(self, final: Path, *, undo: bool) -> None:
+        """Make the name ``final`` durable; ``undo``: or let it not be there, for what is not durable has no name."""
+        try:
+            self._disk.sync_directory(final.parent)
+        except OSError:
+            if undo:
+                with contextlib.suppress(OSError):
+                    self._disk.unlink(final)
+            raise
 
 
 def check_directory(directory: Path, *, owner: str) -> None:
@@ -123,7 +190,16 @@ def _held(path: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
-def clean(directory: Path) -> list[Path]:
+@contextlib.contextmanager
+def _read(path: Path) -> Iterator[int]:
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def clean(directory: Path, disk: Disk = _DISK) -> list[Path]:
     """Remove the temporaries that dead writers left in ``directory``, and return their paths.
 
     A living writer, in this process or in another, holds a lock on its own; so does one on another machine where the
@@ -132,14 +208,14 @@ def clean(directory: Path) -> list[Path]:
     if not directory.is_dir():
         return []
     temporaries = [path for path in directory.iterdir() if path.name.startswith(TEMPORARY_PREFIX)]
-    return [path for path in temporaries if _removed_if_abandoned(path)]
+    return [path for path in temporaries if _removed_if_abandoned(path, disk)]
 
 
-def _removed_if_abandoned(path: Path) -> bool:
+def _removed_if_abandoned(path: Path, disk: Disk) -> bool:
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except FileNotFoundError:
-        path.unlink(missing_ok=True)  # a symbolic link to nothing, or gone meanwhile
+        disk.unlink(path)  # a symbolic link to nothing, or gone meanwhile
         return True
     except OSError:
         return False
@@ -148,7 +224,7 @@ def _removed_if_abandoned(path: Path) -> bool:
             return False
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         # Under the lock: a writer that gets the lock after this finds its file gone, and makes another.
-        path.unlink(missing_ok=True)
+        disk.unlink(path)
     except OSError:
         return False
     finally:
@@ -167,12 +243,13 @@ class _Temporary:
     descriptor: int
     path: Path
     unnamed: bool
+    disk: Disk
 
     def replace(self, final: Path) -> None:
         """Let the file have the name ``final``, whatever had it."""
         if self.unnamed:
             self.link(self.path)  # no call gives a file without a name the name of another
-        self.path.replace(final)
+        self.disk.rename(self.path, final)
 
     def publish(self, final: Path) -> None:
         """Let the file have the name ``final``, unless another has it: ``link`` refuses where ``rename`` replaces."""
@@ -183,48 +260,43 @@ class _Temporary:
                 raise
             if os.path.lexists(final):
                 raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(final)) from None
-            self.path.rename(final)
+            self.disk.rename(self.path, final)
 
     def link(self, name: Path) -> None:
         """Give the file a further name, or its first."""
-        if self.unnamed:
-            # Given a directory descriptor, Python has the kernel follow the link in /proc to the file.
-            os.link(f"/proc/self/fd/{self.descriptor}", name, src_dir_fd=self.descriptor)
-        else:
-            os.link(self.path, name)
+        self.disk.link(self.descriptor if self.unnamed else self.path, name)
 
 
 @contextlib.contextmanager
-def _temporary(directory: Path, *, unnamed: bool) -> Iterator[_Temporary]:
-    """Open a temporary file in ``directory``; whatever is left under its hidden name at the end is removed."""
-    path, descriptor = _unnamed_file(directory) if unnamed else _locked_file(directory)
+def _opened_temporary(directory: Path, disk: Disk, *, unnamed: bool) -> Iterator[_Temporary]:
+    path, descriptor = _unnamed_file(directory, disk) if unnamed else _locked_file(directory, disk)
     try:
-        yield _Temporary(descriptor, path, unnamed)
+        yield _Temporary(descriptor, path, unnamed, disk)
     finally:
-        path.unlink(missing_ok=True)
         os.close(descriptor)
 
 
-def _takes_unnamed(directory: Path) -> bool:
+def _takes_unnamed(directory: Path, disk: Disk) -> bool:
     """Try whether a file without a name can be made in ``directory`` and be given one: too much can refuse either."""
     try:
-        with _temporary(directory, unnamed=True) as temporary:
+        with _opened_temporary(directory, disk, unnamed=True) as temporary:
             temporary.link(temporary.path)
+            disk.unlink(temporary.path)
     except OSError:
         return False
     return True
 
 
-def _unnamed_file(directory: Path) -> tuple[Path, int]:
-    descriptor = os.open(directory, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o666)
+def _unnamed_file(directory: Path, disk: Disk) -> tuple[Path, int]:
+    descriptor = disk.create_unnamed(directory)
     _lock(descriptor)
     return _temporary_path(directory), descriptor
 
 
-def _locked_file(directory: Path) -> tuple[Path, int]:
+def _locked_file(directory: Path, disk: Disk) -> tuple[Path, int]:
     while True:
         path = _temporary_path(directory)
-        descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC, 0o666)
+        descriptor = disk.create(path)
         _lock(descriptor)
         # Between open and lock another process may have taken the file for abandoned; it is gone once we have the lock.
         if os.fstat(descriptor).st_nlink:
@@ -235,39 +307,3 @@ def _locked_file(directory: Path) -> tuple[Path, int]:
 def _lock(descriptor: int, operation: int = fcntl.LOCK_EX) -> None:
     with contextlib.suppress(OSError):  # a file system without locks: nobody cleans there either
         fcntl.flock(descriptor, operation)
-
-
-def _preallocate(descriptor: int, size_bytes: int) -> None:
-    """Reserve the space, so that a full disk is found before anything is written."""
-    try:
-        os.posix_fallocate(descriptor, 0, size_bytes)
-    except OSError as error:
-        if error.errno not in _PREALLOCATION_REFUSED:
-            raise
-
-
-def _rename_over(temporary: Path, final: Path) -> None:
-    try:
-        if final.is_dir() and not final.is_symlink():
-            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(final))
-        temporary.replace(final)
-    finally:
-        # Between two names of one file, rename does nothing and leaves both (POSIX).
-        temporary.unlink(missing_ok=True)
-    _sync_directory(final.parent)
-
-
-def _make_directory(directory: Path) -> None:
-    """Make ``directory`` and its parents, each durable in the one above it."""
-    missing = [directory, *directory.parents]
-    for path in reversed([path for path in missing if not path.exists()]):
-        path.mkdir(exist_ok=True)
-        _sync_directory(path.parent)
-
-
-def _sync_directory(directory: Path) -> None:
-    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

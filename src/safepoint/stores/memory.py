@@ -1,60 +1,108 @@
-"""A store in memory, for tests: it logs every operation in order, and fails where it is told to."""
+"""A store in memory, for tests: it logs every step of its protocol, and fails or loses power where it is told to.
+
+The steps are those of a directory on disk (``disk.Disk``), in the same order. Until ``sync_directory`` a name is there,
+and a power cut takes it away.
+"""
 
 from __future__ import annotations
 
 import errno
 import os
 import threading
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from typing import TypeVar
 
-from safepoint.stores import Chunk, Unchanged
+from safepoint.stores import Check, Chunk, IsOwn, Unchanged
+
+Files = dict[str, bytes]
+T = TypeVar("T")
 
 
 class MemoryStore:
-    """Checkpoints in a dictionary.
+    """Checkpoints in a dictionary, ``files``; ``durable`` is what a power cut would leave of them.
 
-    ``log`` lists the operations as (operation, name). Put an exception into ``failures[(operation, name)]`` to have
-    that operation raise it, once, before it changes anything. ``gate`` is waited for before each write.
+    ``log`` lists the steps as (step, name): "reserve", "write", "sync", "publish", "link", "symlink", "remove" and
+    "sync_directory". Put an exception into ``failures[(step, name)]`` to have that step raise it, once, before it
+    changes anything, or into ``failures_at[k]`` for the k-th step of all. ``gate`` is waited for before each write.
     """
 
     def __init__(self) -> None:
-        self.files: dict[str, bytes] = {}
+        self.files: Files = {}
+        self.durable: Files = {}
         self.log: list[tuple[str, str]] = []
-        self.failures: dict[tuple[str, str], Exception] = {}
+        self.failures: dict[tuple[str, str], BaseException] = {}
+        self.failures_at: dict[int, BaseException] = {}
         self.gate = threading.Event()
         self.gate.set()
 
-    def write(self, name: str, chunks: Iterable[Chunk], size_bytes: int, *, replace: bool) -> int:
+    def write(
+        self, name: str, chunks: Iterable[Chunk], size_bytes: int, *, replace: bool, check: Check | None = None
+    ) -> int:
         """See ``Store.write``; nothing is shared."""
         self.gate.wait()
-        self._enter("write", name)
-        if name in self.files and not replace:
-            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), name)
+        self._step("reserve", name)
         data = b"".join(chunk.data if isinstance(chunk, Unchanged) else chunk for chunk in chunks)
         if len(data) != size_bytes:
             raise AssertionError(f"{name}: {len(data)} bytes written, {size_bytes} announced")
-        self.files[name] = data
+        self._step("write", name)
+        self._step("sync", name)
+        if check is not None:
+            _shown(data, check)
+        self._step("publish", name)
+        self._name(name, data, replace=replace)
         return size_bytes
 
     def link(self, target: str, name: str, *, replace: bool = True) -> None:
         """See ``Store.link``."""
-        self._enter("link", name)
-        if not replace and name in self.files:
-            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), name)
-        self.files[name] = self.files[target]
+        self._step("link", name)
+        self._name(name, self.files[target], replace=replace)
 
     def symlink(self, target: str, name: str) -> None:
         """See ``Store.symlink``; here no different from a link."""
-        self._enter("symlink", name)
-        self.files[name] = self.files[target]
+        self._step("symlink", name)
+        self._name(name, self.files[target], replace=True)
 
-    def remove(self, name: str) -> None:
+    def remove(self, name: str, *, is_own: IsOwn | None = None) -> bool:
         """See ``Store.remove``."""
-        self._enter("remove", name)
+        self._step("remove", name)
+        if is_own is not None and name in self.files and not _shown(self.files[name], is_own):
+            return False
         self.files.pop(name, None)
+        return True
 
-    def _enter(self, operation: str, name: str) -> None:
-        self.log.append((operation, name))
-        failure = self.failures.pop((operation, name), None)
+    def free_bytes(self) -> int | None:
+        """See ``Store.free_bytes``."""
+        return None
+
+    def power_cut(self) -> None:
+        """Lose what is not durable; what was removed and not made durable is there again."""
+        self.files = dict(self.durable)
+
+    def _name(self, name: str, data: bytes, *, replace: bool) -> None:
+        before = self.files.get(name)
+        if before is not None and not replace:
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), name)
+        self.files[name] = data
+        try:
+            self._step("sync_directory", name)
+        except OSError:
+            if before is None:
+                del self.files[name]
+            raise
+        self.durable = dict(self.files)
+
+    def _step(self, step: str, name: str) -> None:
+        number = len(self.log)
+        self.log.append((step, name))
+        failure = self.failures.pop((step, name), None) or self.failures_at.pop(number, None)
         if failure is not None:
             raise failure
+
+
+def _shown(data: bytes, look: Callable[[int], T]) -> T:
+    descriptor = os.memfd_create("checkpoint")
+    try:
+        os.write(descriptor, data)
+        return look(descriptor)
+    finally:
+        os.close(descriptor)
