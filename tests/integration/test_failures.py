@@ -18,6 +18,7 @@ from loop import Training
 
 import safepoint
 from safepoint import Checkpointer, SaveError, keep, sealing, staging, when
+from safepoint.stores.disk import Disk
 from safepoint.stores.local import LocalStore
 
 
@@ -27,7 +28,7 @@ class FullDisk(LocalStore):
     fails = range(0)
     writes = 0
 
-    def write(self, name: str, chunks: Iterable[bytes | memoryview], size_bytes: int, *, replace: bool) -> int:
+    def write(self, name: str, chunks: Iterable[bytes | memoryview], size_bytes: int, **options: Any) -> int:
         """Fail in mid-write, as a full disk does, if it is this write's turn."""
         number, FullDisk.writes = FullDisk.writes, FullDisk.writes + 1
 
@@ -36,7 +37,7 @@ class FullDisk(LocalStore):
                 yield memoryview(chunk)[: len(chunk) // 2]
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-        return super().write(name, interrupted() if number in FullDisk.fails else chunks, size_bytes, replace=replace)
+        return super().write(name, interrupted() if number in FullDisk.fails else chunks, size_bytes, **options)
 
 
 @pytest.fixture
@@ -115,21 +116,24 @@ def test_directory_removed_under_a_running_job_is_made_again(tmp_path: Path) -> 
     assert [path.name for path in whole_checkpoints(directory)] == ["epoch=0-step=2.ckpt"]
 
 
-def test_failed_removal_is_told_and_tried_again(tmp_path: Path) -> None:
+def test_failed_removal_is_told_and_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A checkpoint that cannot be removed is told of; it stays in the books and goes with the next save."""
     training = Training()
-    obstacle = tmp_path / "epoch=0-step=1.ckpt"
+
+    def refused(disk: Disk, path: Path) -> None:
+        if path.name == "epoch=0-step=1.ckpt":
+            raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+        unlink(disk, path)
+
+    unlink = Disk.unlink
     with Checkpointer(tmp_path, state=training.state, save=when.every(steps=1), keep=keep.latest(1)) as checkpointer:
         checkpointer.step(loss=training.advance())
-        checkpointer.wait()
-        content = obstacle.read_bytes()
-        obstacle.unlink()
-        obstacle.mkdir()
-        checkpointer.step(loss=training.advance())
-        with pytest.raises(safepoint.SaveError, match=r"step=2.ckpt is saved, but epoch=0-step=1.ckpt could not be"):
-            checkpointer.wait()
-        obstacle.rmdir()
-        obstacle.write_bytes(content)
+        with monkeypatch.context() as patch:
+            patch.setattr(Disk, "unlink", refused)
+            checkpointer.step(loss=training.advance())
+            with pytest.raises(safepoint.SaveError, match=r"step=2.ckpt is saved, but epoch=0-step=1.ckpt could not"):
+                checkpointer.wait()
+        assert len(whole_checkpoints(tmp_path)) == 2
         checkpointer.step(loss=training.advance())
     assert [path.name for path in whole_checkpoints(tmp_path)] == ["epoch=0-step=3.ckpt"]
 

@@ -248,19 +248,19 @@ def break_disk(monkeypatch: pytest.MonkeyPatch, fault: Fault) -> None:
     """Let every store that a run makes from now on suffer ``fault``."""
 
     class FaultyStore(LocalStore):
-        def write(self, name: str, chunks: Iterable[bytes | memoryview], size_bytes: int, *, replace: bool) -> int:
+        def write(self, name: str, chunks: Iterable[bytes | memoryview], size_bytes: int, **options: Any) -> int:
             time.sleep(fault.delay_s)
             fault.strike("write")
-            return super().write(name, chunks, size_bytes, replace=replace)
+            return super().write(name, chunks, size_bytes, **options)
 
-        def link(self, target: str, name: str) -> None:
+        def link(self, target: str, name: str, **options: Any) -> None:
             fault.strike("link")
-            super().link(target, name)
+            super().link(target, name, **options)
 
-        def remove(self, name: str) -> None:
+        def remove(self, name: str, **options: Any) -> bool:
             fault.strike("remove")
             fault.removed.append(name)
-            super().remove(name)
+            return super().remove(name, **options)
 
     monkeypatch.setattr("safepoint.pipeline.LocalStore", FaultyStore)
 

@@ -63,7 +63,7 @@ class Store(Protocol):
         """Let ``name`` point to ``target``, durably; it replaces what had the name, in one step."""
 
     def remove(self, name: str, *, is_own: IsOwn | None = None) -> bool:
-        """Remove ``name``, unless ``is_own`` says no to what has it; return whether it is gone (as it may be before)."""
+        """Remove ``name``, unless ``is_own`` says no to what has it; return whether it is gone, as it may be before."""
 
     def free_bytes(self) -> int | None:
         """Return how much room there is for further checkpoints, ``None`` where nobody can tell."""

@@ -111,7 +111,6 @@ class LocalStore:
         final = self.directory / name
         for path in reversed([path for path in (final.parent, *final.parent.parents) if not path.exists()]):
             self._disk.make_directory(path)
-            self._disk.sync_directory(path.parent)
             self._prepared.discard(path)
         if final.parent not in self._prepared:
             self._sync_above(final.parent)
