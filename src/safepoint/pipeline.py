@@ -257,8 +257,9 @@ class Pipeline:
                 part.book.ended.append((part, outcome))
 
     def _look_at_room(self, outcome: Outcome) -> None:
-        """Warn, once for each shortage, that the next save will not fit."""
+        """Warn that the next save will not fit, once for as long as that is so and none fails."""
         if outcome.stats is None or outcome.free_bytes is None:
+            self._said_that_room_ends = False
             return
         found = room.shortage_ahead(outcome.job.path, outcome.free_bytes, outcome.job.seal.size_bytes)
         if found is not None and not self._said_that_room_ends:
