@@ -384,6 +384,8 @@ class Checkpointer:
         present = {found.path for found in own}
         gone = (fate for fate in catalog.history(record.run) if not fate.kept and fate.record.path not in present)
         self._run.adopt(record.run, Ledger(records=own, removed=tuple(gone)))
+        # Those that were skipped may be sound another time, and must not be the newest again.
+        self._run.pipeline.starts_after(max(found.time for found in catalog.records if found.run == record.run))
         self._alone = True
 
     def _warn_of_other_runs(self) -> None:

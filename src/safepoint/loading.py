@@ -210,6 +210,9 @@ def _opened(path: Path) -> Iterator[Opened]:
             yield checkpoint
     except NotACheckpointError as error:
         raise NotACheckpointError(f"{path}: {error}.") from None
+    except OSError as error:
+        error.filename = error.filename or str(path)  # what reads by a descriptor knows no name
+        raise
 
 
 def _check(path: Path, problems: list[str]) -> None:

@@ -53,4 +53,4 @@ def _problems(file: Path) -> list[str]:
     try:
         return reader.verify(file)
     except OSError as error:
-        return [str(error.strerror or error)]
+        return [f"cannot be read: {error.strerror or error}"]

@@ -13,9 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from safepoint.errors import CheckpointError, DamagedCheckpointError, NotACheckpointError
 from safepoint.excluded import below, compare, put_in
 from safepoint.integrations.exchange import WEIGHT_ENTRIES, Exchange, save_alone
-from safepoint.integrations.resume import is_checkpoint, local_path
+from safepoint.integrations.resume import instead_of, is_checkpoint, local_path
 from safepoint.loading import MapLocation, check_sound, read_state
 
 Sink = Callable[[dict[str, Any]], None]
@@ -111,16 +112,31 @@ class Framework:
 
 
 def _load(io: Any, path: Any, *args: Any, **kwargs: Any) -> Any:
-    """Load what the interceptor ``io`` is asked for: a checkpoint of ours in one pass, unless a plugin has to do it."""
+    """Load what the interceptor ``io`` is asked for: a checkpoint of ours in one pass, unless a plugin has to do it.
+
+    Raises:
+        CheckpointError: it is damaged or cannot be read; the message names a sound one to load instead.
+
+    """
     local = local_path(path)
-    if local is not None and is_checkpoint(local):
-        if io.is_plain:
-            checkpoint, left_out = _load_plainly(local, *args, **kwargs)
-            if left_out:
-                _put_live_in(checkpoint, io, left_out, local)
-            return checkpoint
-        check_sound(local)
+    if local is not None:
+        try:
+            if is_checkpoint(local):
+                if io.is_plain:
+                    return _load_ours(io, local, *args, **kwargs)
+                check_sound(local)
+        except (NotACheckpointError, DamagedCheckpointError) as error:
+            raise type(error)(f"{error} {instead_of(local)}") from error
+        except OSError as error:
+            raise CheckpointError(f"{local} cannot be read: {error.strerror or error}. {instead_of(local)}") from error
     return io.configured.load_checkpoint(path, *args, **kwargs)
+
+
+def _load_ours(io: Any, path: Path, *args: Any, **kwargs: Any) -> Any:
+    checkpoint, left_out = _load_plainly(path, *args, **kwargs)
+    if left_out:
+        _put_live_in(checkpoint, io, left_out, path)
+    return checkpoint
 
 
 def _put_live_in(checkpoint: dict[str, Any], io: Any, left_out: Mapping[str, str], path: Path) -> None:

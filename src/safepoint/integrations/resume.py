@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from safepoint import reader
+from safepoint.archive import ForeignFileError
 from safepoint.catalog import Catalog
-from safepoint.errors import CheckpointError, DamagedCheckpointError, NotACheckpointError
+from safepoint.errors import CheckpointError, DamagedCheckpointError, NotACheckpointError, RestoreError
 from safepoint.ledger import Ledger
-from safepoint.loading import check_sound
+from safepoint.manifest import Summary
 from safepoint.records import Record
 
 
@@ -29,42 +31,82 @@ def is_checkpoint(path: Path) -> bool:
     """Tell whether ``path`` is Safepoint's; what another program wrote is left to the framework.
 
     Raises:
-        DamagedCheckpointError: it is cut off, so that nobody can tell.
+        DamagedCheckpointError: nobody can tell, as it is damaged, cut off or of a newer format: nothing is to load it.
 
     """
     if not path.is_file():
         return False
     try:
-        reader.read_manifest(path)
+        reader.read_summary(path)
+    except ForeignFileError:
+        return False
     except NotACheckpointError as error:
-        if not zipfile.is_zipfile(path) and _begins_like_a_zip(path):
-            raise DamagedCheckpointError(f"{path} is damaged: {error}. Load another checkpoint of the run.") from None
+        if _may_be_a_zip(path):
+            raise DamagedCheckpointError(f"{path} cannot be used: {error}.") from None
         return False
     return True
 
 
-def _begins_like_a_zip(path: Path) -> bool:
+def _may_be_a_zip(path: Path) -> bool:
+    """Tell whether ``path`` begins or ends like a zip, or has lost its beginning: other kinds of checkpoints do not."""
     with path.open("rb") as file:
-        return file.read(4) == b"PK\x03\x04"
+        head = file.read(4)
+    return b"PK\x03\x04".startswith(head) or not any(head) or zipfile.is_zipfile(path)
+
+
+def instead_of(path: Path) -> str:
+    """Return a sentence that names what to load in place of ``path``, which is damaged: the newest that is sound."""
+    for other in _others_beside(path):
+        if _problem(other) is None:
+            return f"The newest sound checkpoint beside it is {other}."
+    return "No checkpoint beside it is sound."
+
+
+def _others_beside(path: Path) -> Iterator[Path]:
+    """Yield the checkpoints in the directory of ``path``, newest first; of its own run, if it tells which that is."""
+    found: dict[Path, Summary] = {}
+    for file in path.parent.glob(f"*{path.suffix}"):
+        with contextlib.suppress(CheckpointError, OSError):
+            found[file] = reader.read_summary(file)
+    own = found.pop(path, None)
+    for file in sorted(found, key=lambda file: found[file].time, reverse=True):
+        if own is None or found[file].run == own.run:
+            yield file
 
 
 def newest_last(directory: Path, name: str, extension: str, warn: Callable[[str], None]) -> Path | None:
-    """Return the newest sound checkpoint called ``name``, ``name-v1``, ...; else the newest sound one of any name."""
+    """Return the newest sound checkpoint called ``name``, ``name-v1``, ...; else the newest sound one of any name.
+
+    ``None`` if nothing is called so.
+
+    Raises:
+        RestoreError: something is called so, and no checkpoint is sound.
+
+    """
     catalog = Catalog.of(directory, extension)
     pattern = re.compile(rf"{re.escape(name)}(-v?\d+)?{re.escape(extension)}")
     newest_first = [record.path for record in reversed(catalog.records)]
     named = [path for path in newest_first if pattern.fullmatch(path.name)]
-    foreign = [path for path in catalog.unreadable if pattern.fullmatch(path.name)]
-    if not named and not foreign:
+    unreadable = [path for path in catalog.unreadable if pattern.fullmatch(path.name)]
+    if not named and not unreadable:
         return None
+    skipped: dict[Path, str] = {}
     for path in named:
-        if _sound(path, warn):
+        if _sound(path, skipped, warn):
             return path
-    for path in sorted(foreign, key=lambda path: path.stat().st_mtime, reverse=True):
-        if zipfile.is_zipfile(path):
+    for path in sorted(unreadable, key=lambda path: path.stat().st_mtime, reverse=True):
+        if path in catalog.foreign and (path.is_dir() or zipfile.is_zipfile(path)):
             return path
-        warn(f"{path} was skipped: {catalog.unreadable[path]}")
-    return next((path for path in newest_first if path not in named and _sound(path, warn)), None)
+        skipped[path] = catalog.unreadable[path]
+        warn(f"{path} was skipped: {skipped[path]}")
+    for path in newest_first:
+        if path not in named and _sound(path, skipped, warn):
+            return path
+    tried = "\n".join(f"  {path}: {problem}" for path, problem in skipped.items())
+    raise RestoreError(
+        f"no checkpoint in {directory} verifies; tried:\n{tried}\n"
+        "Give another ckpt_path=, or move these files away to start afresh."
+    )
 
 
 def rebased(state: dict[str, Any], directory: Path) -> dict[str, Any]:
@@ -93,14 +135,16 @@ def ledger(
 ) -> tuple[str | None, Ledger]:
     """Return the run's identity, if known, and the ledger of a run that held the paths and scores in ``held``.
 
-    Files that are gone are left out; those without a manifest (Lightning wrote them) count by their scores.
+    Files that are gone or known to be damaged are left out: they hold no place that a sound one could have. Those
+    without a manifest (Lightning wrote them) count by their scores.
     """
     catalog = Catalog.of(directory, extension)
     known = {record.path: record for record in catalog.records}
+    damaged = catalog.unreadable.keys() - catalog.foreign
     records: list[Record] = []
     for order, (name, score) in enumerate(held.items()):
         path = Path(name)
-        if not path.exists():
+        if not path.exists() or path in damaged:
             continue
         metrics = {} if monitor is None or score is None else {monitor: float(score)}
         found = known.get(path) or Record(path, 0, 0, {}, float(order), path.stat().st_size, ())
@@ -113,10 +157,19 @@ def ledger(
     return manifest.run, Ledger(records=tuple(records), removed=removed)
 
 
-def _sound(path: Path, warn: Callable[[str], None]) -> bool:
+def _sound(path: Path, skipped: dict[Path, str], warn: Callable[[str], None]) -> bool:
+    """Tell whether ``path`` verifies; if not, warn, and note in ``skipped`` what is wrong with it."""
+    problem = _problem(path)
+    if problem is None:
+        return True
+    skipped[path] = problem
+    warn(f"{path} was skipped: {problem}")
+    return False
+
+
+def _problem(path: Path) -> str | None:
+    """Return what is wrong with the checkpoint at ``path``, ``None`` if it verifies."""
     try:
-        check_sound(path)
-    except (CheckpointError, OSError) as error:
-        warn(f"{path} was skipped: {error}")
-        return False
-    return True
+        return "; ".join(reader.verify(path)) or None
+    except OSError as error:
+        return f"it cannot be read: {error.strerror or error}"
