@@ -285,9 +285,12 @@ class Checkpointer:
 
     def _decide(self, kind: EventKind, epoch: int, *, cause: str = "", pinned: bool = False) -> None:
         late = self._late_error() if self._run.has_news else None
-        self._decide_now(kind, epoch, cause=cause, pinned=pinned)
-        if late is not None:  # not before the present save has been made: it may be the last
-            raise late
+        has_ended = self._decide_now(kind, epoch, cause=cause, pinned=pinned)
+        new = self._late_error() if has_ended else None
+        if late is not None and new is not None:
+            late.add_note(str(new))
+        if (error := late or new) is not None:  # not before the present save has been made: it may be the last
+            raise error
 
     def _late_error(self) -> SaveError | None:
         """Take notice of what has ended, and return what went wrong."""
@@ -297,7 +300,8 @@ class Checkpointer:
             return error
         return None
 
-    def _decide_now(self, kind: EventKind, epoch: int, *, cause: str, pinned: bool) -> None:
+    def _decide_now(self, kind: EventKind, epoch: int, *, cause: str, pinned: bool) -> bool:
+        """Save if that is due; return whether a save was made that has ended already, well or not."""
         p, now = self._progress, time.monotonic()
         step_s, template, metrics = 0.0, self._filename, self._measured
         if kind is EventKind.STEP:
@@ -306,9 +310,11 @@ class Checkpointer:
             template, metrics = _EXCEPTION_FILENAME, Measured({})
         event = Event(kind, p.step, epoch, (p.step, p.epoch, p.batch), now, step_s, metrics, cause=cause)
         state, decision = schedule.decide(self._save_policy, self._schedule, event, (template,))
-        if isinstance(decision, Save):
-            self._save_now(event, decision, pinned=pinned)
-            self._schedule = schedule.begun(state, time.monotonic() - now)
+        if not isinstance(decision, Save):
+            return False
+        has_ended = self._save_now(event, decision, pinned=pinned)
+        self._schedule = schedule.begun(state, time.monotonic() - now)
+        return has_ended
 
     def _answer_signal(self, epoch: int) -> None:
         if self._signals is not None and (name := self._signals.take()):
@@ -330,7 +336,7 @@ class Checkpointer:
         self._has_memory = True
         self._run.pipeline.prepare(image_bytes(self._captured()[0]), at_most=self._keep_policy.at_most)
 
-    def _save_now(self, event: Event, decision: Save, *, pinned: bool) -> None:
+    def _save_now(self, event: Event, decision: Save, *, pinned: bool) -> bool:
         metrics = dict(event.metrics)
         if event.kind is EventKind.EPOCH_END:
             self._check_ranked_by(metrics)
@@ -354,8 +360,9 @@ class Checkpointer:
         )
         self._warn_of_other_runs()
         names = Names(name, replace=self.directory / name in same_step)
-        self._run.save(state, snapshot, names, proposed, self._live)
+        has_ended = self._run.save(state, snapshot, names, proposed, self._live)
         self._has_saved = True
+        return has_ended
 
     def _captured(self) -> tuple[dict[str, Any], dict[str, str]]:
         """Return what is to be saved, and what is left out of it."""
@@ -392,8 +399,12 @@ class Checkpointer:
         """Say once, before the first save of a run that was not restored, that others' checkpoints are there."""
         if self._alone:
             return
+        try:
+            others = Catalog.of(self.directory).records
+        except OSError:  # the save itself will say what the directory has
+            return
         self._alone = True
-        if others := Catalog.of(self.directory).records:
+        if others:
             warnings.warn(
                 f"{self.directory} holds {len(others)} checkpoints of another run; they stay, and do not count for "
                 "keep=. Call restore() first to go on with that run.",

@@ -6,10 +6,13 @@ and what they save at the same moment is staged and written once, under the name
 
 from __future__ import annotations
 
+import functools
 import importlib.metadata
+import logging
 import platform
 import time
 import warnings
+import weakref
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -36,6 +39,8 @@ from safepoint.stores.local import LocalStore
 from safepoint.transfer import Copier, HostBuffer
 from safepoint.when import positive_count
 from safepoint.writer import Asked, Job, Names, Outcome, Removal, Writer
+
+logger = logging.getLogger("safepoint")
 
 OnError = Literal["raise", "warn"]
 Staging = Literal["copy", "deferred"]
@@ -127,6 +132,7 @@ class Pipeline:
         self._stager = Stager(self._pool, self._barrier, Frozen(), Copier())
         self._store = store or LocalStore(directory)
         self._writer = Writer(self._store)
+        weakref.finalize(self, _say_what_nobody_asked_for, self._writer)
         self._ring: HostBuffer | None = None
         self._said_that_it_streams = False
         self._said_that_room_ends = False
@@ -172,11 +178,12 @@ class Pipeline:
         if found is not None:
             warnings.warn(found, RuntimeWarning, stacklevel=5)
 
-    def save(self, state: object, snapshot: Snapshot, parts: Sequence[Part], live: Live = NOTHING_LIVE) -> None:
+    def save(self, state: object, snapshot: Snapshot, parts: Sequence[Part], live: Live = NOTHING_LIVE) -> bool:
         """Stage ``state`` once and queue it under the names of all ``parts``; return once it is staged.
 
         With ``staging="deferred"``, what the optimizers in ``live`` own is staged later, and at the latest before their
-        next step. The ledgers are changed only if staging succeeds. ``blocking``: return once it is durable.
+        next step. The ledgers are changed only if staging succeeds. ``blocking``, or where no image fits: return once
+        it is durable or has failed. Returns whether that is so.
 
         Raises:
             CaptureError: the state holds something that cannot be saved; nothing was changed.
@@ -209,6 +216,7 @@ class Pipeline:
             if isinstance(staged, StagedLive):
                 staged.abandon()
             raise
+        return holds_up
 
     def _staged(self, captured: Capture, layout: Layout, live: Live) -> tuple[Staged, float]:
         """Return the state staged, or being staged, and the seconds of waiting for an image."""
@@ -349,6 +357,7 @@ class Pipeline:
         )
 
 
+@functools.cache  # reads a file
 def producer() -> dict[str, str]:
     """Return the versions of what writes a checkpoint."""
     return {
@@ -356,3 +365,10 @@ def producer() -> dict[str, str]:
         "torch": str(torch.__version__),
         "python": platform.python_version(),
     }
+
+
+def _say_what_nobody_asked_for(writer: Writer) -> None:
+    """Log what has failed and was never told: the run is over, by its end or that of the program."""
+    for outcome in writer.outcomes():
+        if outcome.error is not None:
+            logger.error("%s: %s; this was not asked for before the run ended", outcome.job.path, outcome.error)

@@ -79,9 +79,9 @@ class Run:
         names: Names,
         proposed: Proposed | None,
         live: Live = NOTHING_LIVE,
-    ) -> None:
+    ) -> bool:
         """Save for this run alone: see ``Pipeline.save``."""
-        self.pipeline.save(state, snapshot, [self.part(names, proposed)], live)
+        return self.pipeline.save(state, snapshot, [self.part(names, proposed)], live)
 
     @property
     def idle(self) -> bool:

@@ -199,7 +199,7 @@ class ModelCheckpointBody(Saving):
             if self.save_on_exception and unsaved and not trainer.fast_dev_run and not trainer.sanity_checking:
                 self._save(trainer, f"exception: {type(exception).__name__}", top_k=False, last=True, loose=True)
                 self._write_requests(trainer)
-            self._wait(trainer)
+            self._take_in(trainer, self._runs.close())  # the framework calls no teardown() after this
         except Exception as late:  # noqa: BLE001 - the exception that is being handled must come out, not this one
             self.framework.warn(f"While {type(exception).__name__} was handled, a checkpoint failed too: {late}")
 
