@@ -6,7 +6,7 @@ import contextlib
 import os
 import shutil
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -20,17 +20,17 @@ _FORCE = {"ext4": "-F", "xfs": "-f", "btrfs": "-f"}
 
 
 @contextlib.contextmanager
-def mounted(kind: str, directory: Path, *, size_mib: int = 64) -> Iterator[Path]:
+def mounted(kind: str, directory: Path, *, options: str = "size=64m", make: Sequence[str] = ()) -> Iterator[Path]:
     """Make a file system of ``kind`` below ``directory`` and mount it for a while; skip the test if that is refused.
 
-    ``size_mib`` is that of a tmpfs.
+    ``options`` are those that a tmpfs is mounted with, ``make`` those that any other is made with.
     """
     place = directory / "mounted"
     place.mkdir(parents=True)
     if kind in IMAGE_MIB:
-        _mount("-o", "loop", _image(kind, directory), place)
+        _mount("-o", "loop", _image(kind, directory, make), place)
     elif kind == "tmpfs":
-        _mount("-t", "tmpfs", "-o", f"size={size_mib}m", "tmpfs", place)
+        _mount("-t", "tmpfs", "-o", options, "tmpfs", place)
     else:
         layers = [directory / layer for layer in ("lower", "upper", "work")]
         for layer in layers:
@@ -65,7 +65,7 @@ def _cut(kind: str, directory: Path) -> Path:
     return cut
 
 
-def _image(kind: str, directory: Path) -> Path:
+def _image(kind: str, directory: Path, options: Sequence[str]) -> Path:
     if os.geteuid():
         pytest.skip("only root can mount a file system")
     make = shutil.which(f"mkfs.{kind}", path=f"{os.environ['PATH']}:/usr/sbin:/sbin")
@@ -74,7 +74,7 @@ def _image(kind: str, directory: Path) -> Path:
     image = directory / f"{kind}.img"
     with image.open("wb") as file:
         file.truncate(IMAGE_MIB[kind] << 20)
-    subprocess.run([make, "-q", _FORCE[kind], image], check=True, capture_output=True)
+    subprocess.run([make, "-q", _FORCE[kind], *options, image], check=True, capture_output=True)
     return image
 
 

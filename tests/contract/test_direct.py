@@ -228,7 +228,7 @@ def test_chunks_that_break_off_come_out(tmp_path: Path, data: memoryview, nothin
 def test_disk_that_fails_comes_out(tmp_path: Path, data: memoryview, nothing_left: None) -> None:
     """A disk that promises space and does not have it (thinly provisioned) is an error, and no name is left."""
     with (
-        file_systems.mounted("tmpfs", tmp_path, size_mib=20) as disk,
+        file_systems.mounted("tmpfs", tmp_path, options="size=20m") as disk,
         file_systems.mounted("ext4", disk / "image") as directory,
     ):
         store, whole = LocalStore(directory / "run"), 0
