@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import functools
 import importlib.metadata
-import logging
 import platform
 import time
 import warnings
@@ -39,8 +38,6 @@ from safepoint.stores.local import LocalStore
 from safepoint.transfer import Copier, HostBuffer
 from safepoint.when import positive_count
 from safepoint.writer import Asked, Job, Names, Outcome, Removal, Writer
-
-logger = logging.getLogger("safepoint")
 
 OnError = Literal["raise", "warn"]
 Staging = Literal["copy", "deferred"]
@@ -132,7 +129,7 @@ class Pipeline:
         self._stager = Stager(self._pool, self._barrier, Frozen(), Copier())
         self._store = store or LocalStore(directory)
         self._writer = Writer(self._store)
-        weakref.finalize(self, _say_what_nobody_asked_for, self._writer)
+        weakref.finalize(self, self._writer.abandon)
         self._ring: HostBuffer | None = None
         self._said_that_it_streams = False
         self._said_that_room_ends = False
@@ -365,10 +362,3 @@ def producer() -> dict[str, str]:
         "torch": str(torch.__version__),
         "python": platform.python_version(),
     }
-
-
-def _say_what_nobody_asked_for(writer: Writer) -> None:
-    """Log what has failed and was never told: the run is over, by its end or that of the program."""
-    for outcome in writer.outcomes():
-        if outcome.error is not None:
-            logger.error("%s: %s; this was not asked for before the run ended", outcome.job.path, outcome.error)

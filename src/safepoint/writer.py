@@ -185,6 +185,11 @@ class Writer:
         """Return how many bytes are with the store, of how many; both since there was nothing to do."""
         return self._done_bytes, self._queued_bytes
 
+    def abandon(self) -> None:
+        """Log what has failed, or will: nobody is going to ask for it."""
+        for future in self._futures:
+            future.add_done_callback(_log_failure)
+
     def close(self) -> None:
         """Wait, and end the thread; the next ``submit`` starts another."""
         self._thread.close()
@@ -256,6 +261,13 @@ class Writer:
             if not gone:  # nothing of ours is under that name any more
                 logger.warning("%s is not what this run saved under that name, and was not removed", removal.name)
         return replace(outcome, still_there=())
+
+
+def _log_failure(future: Future[Outcome]) -> None:
+    outcome = future.result()
+    if outcome.error is not None:
+        what = "was saved, and then" if outcome.durable else "was not saved"
+        logger.error("%s %s: %s", outcome.job.path, what, outcome.error)
 
 
 def _persisting(act: Callable[[], T]) -> T:

@@ -64,7 +64,6 @@ def test_interpreter_ends_with_an_error_that_nobody_asked_for(
     assert ended(place, staging, ending)[0] == status
 
 
-@pytest.mark.xfail(strict=True, reason="an error that nobody asked for is lost with the process")
 @pytest.mark.parametrize(("staging", "ending", "status"), WAYS)
 def test_error_that_nobody_asked_for_is_said_in_the_end(place: Path, staging: str, ending: str, status: int) -> None:
     """A job that ends without ``close`` does not lose a checkpoint in silence."""

@@ -108,7 +108,6 @@ def test_full_disk_is_told_by_fit(tmp_path: Path) -> None:
         assert temporaries(disk / "run") == []
 
 
-@pytest.mark.xfail(strict=True, reason="Lightning calls no teardown after an error, and on_exception only waits")
 def test_fit_that_failed_gives_everything_back(tmp_path: Path) -> None:
     """After ``fit`` has raised, no thread of ours is there, and no memory is held."""
     with fitting(tmp_path, lambda: injected({"fsync": "error=EIO"})) as (_, fit):

@@ -103,7 +103,6 @@ def _told_as_a_failed_save(saver: Checkpointer, strike: AbstractContextManager[N
             saver.wait()
 
 
-@pytest.mark.xfail(strict=True, reason="the look for other runs raises what it meets, whatever on_error= says")
 def test_look_for_other_runs_fails_as_a_save_does(tmp_path: Path) -> None:
     """What cannot be read before the first save is a SaveError, or a warning, as anything else of the disk."""
     directory = tmp_path / "run"
@@ -112,7 +111,6 @@ def test_look_for_other_runs_fails_as_a_save_does(tmp_path: Path) -> None:
         _told_as_a_failed_save(saver, injected({"openat": "error=EIO"}, path=directory), "Input/output error")
 
 
-@pytest.mark.xfail(strict=True, reason="each save reads the version of the package from a file, in the training thread")
 def test_process_without_descriptors_is_told_and_passes(tmp_path: Path) -> None:
     """Where no file can be opened the save fails; once there are descriptors again the run goes on."""
     with NO_FILES_TO_OPEN.scene(tmp_path) as scene, saver_for(Training(), scene.directory) as saver:
