@@ -127,7 +127,7 @@ def save_alone(checkpoint: dict[str, Any], path: Path) -> None:
     run = Run(Pipeline(path.parent, Options(blocking=True, max_images=1)))
     step, epoch = int(checkpoint.get("global_step", 0)), int(checkpoint.get("epoch", 0))
     snapshot = Snapshot(step, epoch, None, {}, ("trainer.save_checkpoint",))
-    run.save(checkpoint, snapshot, Names(path.name, replace=True), None)
+    run.save(checkpoint, snapshot, Names(path.name, overwrite=True), None)
     run.report(run.close())
 
 

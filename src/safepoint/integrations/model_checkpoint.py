@@ -233,6 +233,8 @@ class ModelCheckpointBody(Saving):
         )
         self._scores = {Path(path): score for path, score in held.items() if score is not None}
         self._durable_last = self.last_model_path
+        if identity is None:  # of files that the framework wrote itself
+            self._run.pipeline.predecessors.add("")
         self._run.adopt(identity or self._run.identity, ledger)
 
     # The framework's public methods.
