@@ -246,6 +246,28 @@ class Pipeline:
                 stacklevel=6,
             )
 
+    @property
+    def leads(self) -> bool:
+        """Whether this process is the first of its group, the one that saves, or on its own."""
+        group = torch.distributed
+        return not (group.is_available() and group.is_initialized() and group.get_rank())
+
+    def claim(self, path: Path) -> bool:
+        """Hold the checkpoint at ``path`` until there is a newer one, unless another process does; return whether.
+
+        It says to others that the run is alive, and ends with this process at the latest.
+        """
+        try:
+            return self._store.claim(path.relative_to(self.directory).as_posix())
+        except FileNotFoundError:  # removed since the directory was read, perhaps by a living run
+            return False
+        except OSError:  # nobody can tell
+            return True
+
+    def let_go(self) -> None:
+        """Hold no checkpoint any more."""
+        self._store.let_go()
+
     def hold_back(self) -> None:
         """Return when everything that was deferred is copied: what it was copied from may change then."""
         self._barrier.release()

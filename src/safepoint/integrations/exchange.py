@@ -44,6 +44,7 @@ class Exchange:
 
     def __init__(self) -> None:
         self.requests: list[Request] = []
+        self.claims: list[Callable[[Path], None]] = []  # of those that are about to resume
         self._excluder = Excluder()
         self._pipelines: dict[tuple[Path, Options], Pipeline] = {}
 
@@ -57,6 +58,11 @@ class Exchange:
         """Let go of a run that has ended, and of its pipeline's memory with the last one."""
         run.leave()
         self._pipelines = {key: pipeline for key, pipeline in self._pipelines.items() if pipeline.books}
+
+    def claim(self, path: Path) -> None:
+        """Let every callback that is about to resume from ``path`` make sure that its run is nobody else's."""
+        while self.claims:
+            self.claims.pop()(path)
 
     def taken(self, path: Path) -> bool:
         """Tell whether a file is there, on its way, or asked for."""
