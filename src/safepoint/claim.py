@@ -87,5 +87,5 @@ def _is_all_there_is(catalog: Catalog, extension: str) -> bool:
 def _told(path: Path, directory: Path) -> str:
     return (
         f"{path} is held by {_whose(path)}: the run that saved it is still alive in {directory}, and two processes "
-        "cannot go on as one run. End that process and start again, or give another directory. Nothing was changed."
+        "cannot go on as one run. End that process and start again, or give another directory."
     )

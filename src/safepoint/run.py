@@ -192,11 +192,22 @@ class Run:
         if outcome.durable:
             message = f"{path}{also} is saved, but {outcome.still_there[0]} could not be removed: {cause}"
         else:
-            remedy = "" if isinstance(cause, CaptureError) else "; free or mend the disk, then resume from the newest"
             reason = str(cause).removesuffix(".")
             message = (
-                f"{path}{also} was not saved: {reason}. Earlier checkpoints are intact and nothing was removed{remedy}."
+                f"{path}{also} was not saved: {reason}. Earlier checkpoints are intact and nothing was removed"
+                f"{_remedy(cause)}."
             )
         error = SaveError(message)
         error.__cause__ = cause
         return error
+
+
+def _remedy(cause: Exception) -> str:
+    if isinstance(cause, CaptureError):
+        return ""
+    if isinstance(cause, FileExistsError):
+        return (
+            "; another run, or somebody, has put a file there since the name was chosen, and it was left alone: give"
+            " each run a directory of its own"
+        )
+    return "; free or mend the disk, then resume from the newest"
