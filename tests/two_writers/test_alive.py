@@ -249,3 +249,14 @@ def test_claim_removes_the_names_that_a_dead_run_was_giving(tmp_path: Path) -> N
     with checkpointer(tmp_path, Training()) as ours:
         ours.restore()
         assert os.listdir(tmp_path) == [path.name]
+
+
+def test_ranks_restore_as_one_run(tmp_path: Path, start: Start, impatient: None) -> None:
+    """Of the processes of one group only the first holds the run; the others restore beside it, and a third cannot."""
+    with checkpointer(tmp_path / "run", Training()) as ours:
+        path = ours.save()
+    ranks = [start(tmp_path / "run", tmp_path / "meeting point", rank, script="ranks.py") for rank in (0, 1)]
+    assert [rank.answer() for rank in ranks] == [f"restored {path}"] * 2
+    with checkpointer(tmp_path / "run", Training()) as ours, pytest.raises(RunAliveError) as caught:
+        ours.restore()
+    assert f"process {ranks[0].pid}" in str(caught.value)
