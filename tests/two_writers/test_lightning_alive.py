@@ -48,6 +48,7 @@ def test_fit_refuses_a_run_that_another_process_saves(
     assert trainer.current_epoch == 4
 
 
+@pytest.mark.filterwarnings("ignore:The dirpath has changed:UserWarning")
 def test_reading_a_living_run_is_never_refused(
     framework: Framework, tmp_path: Path, start: Start, impatient: None
 ) -> None:
