@@ -47,12 +47,11 @@ class Catalog:
     @classmethod
     def of(cls, directory: Path, extension: str = EXTENSION) -> Catalog:
         """Read the manifests of all that ends in ``extension`` below ``directory``; one that is not there is empty."""
-        found = sorted(directory.rglob(f"*{glob.escape(extension)}"))
         manifests: dict[Path, Summary] = {}
         unreadable: dict[Path, str] = {}
         foreign: set[Path] = set()
         records: list[Record] = []
-        for path, size_bytes, told in _read_all([p for p in found if not p.name.startswith(TEMPORARY_PREFIX)]):
+        for path, size_bytes, told in _read_all(found_in(directory, extension)):
             if isinstance(told, Exception):
                 unreadable[path] = str(told)
                 if isinstance(told, ForeignFileError):
@@ -88,6 +87,12 @@ class Catalog:
         A copy or a second link that somebody made bears a name that is not in the run's history: it is not the run's.
         """
         return tuple(record for record in self.records if record.run == run and record.path in self.fates)
+
+
+def found_in(directory: Path, extension: str = EXTENSION) -> list[Path]:
+    """Return what may be a checkpoint by its name, below ``directory``, sorted."""
+    found = sorted(directory.rglob(f"*{glob.escape(extension)}"))
+    return [path for path in found if not path.name.startswith(TEMPORARY_PREFIX)]
 
 
 def best_of(records: tuple[Record, ...], metric: str, mode: Mode = "min") -> Record | None:

@@ -19,6 +19,7 @@ from safepoint import restore as restoring
 from safepoint import schedule
 from safepoint.capture import rng_state, set_rng_state
 from safepoint.catalog import Catalog, best_of
+from safepoint.claim import told_of_the_living
 from safepoint.deferral import Live
 from safepoint.errors import ConfigurationError, MissingMetricError, SaveError
 from safepoint.excluded import Excluder
@@ -148,6 +149,7 @@ class Checkpointer:
         Returns where to go on; a fresh start (``path=None``, ``step=0``) if the directory holds no checkpoint.
 
         Raises:
+            RunAliveError: another living process saves as the run to go on with. It was waited for, for some seconds.
             RestoreError: there are checkpoints and none verifies; says what was tried. If it says so, the objects in
                 ``state`` may hold parts of a damaged one, and must not be used.
             StateMismatchError: the newest sound one is of another model or optimizer; nothing was restored, unless it
@@ -158,8 +160,12 @@ class Checkpointer:
         """
         self._check_open()
         self.wait()
-        catalog = Catalog.of(self.directory)
-        restored = restoring.restore_newest(self._state, self.directory, catalog, OWN_ENTRY, trust)
+        catalog = self._run.claimed(Catalog.latest)
+        try:
+            restored = restoring.restore_newest(self._state, self.directory, catalog, OWN_ENTRY, self._run.claim, trust)
+        except BaseException:
+            self._run.pipeline.let_go()
+            raise
         if restored is not None:
             set_rng_state(restored.own["rng"])
             self._progress = restored.progress
@@ -400,14 +406,14 @@ class Checkpointer:
         if self._alone:
             return
         try:
-            others = Catalog.of(self.directory).records
+            catalog = Catalog.of(self.directory)
         except OSError:  # the save itself will say what the directory has
             return
         self._alone = True
-        if others:
+        if others := catalog.records:
             warnings.warn(
                 f"{self.directory} holds {len(others)} checkpoints of another run; they stay, and do not count for "
-                "keep=. Call restore() first to go on with that run.",
+                f"keep=. {told_of_the_living(catalog) or 'Call restore() first to go on with that run.'}",
                 RuntimeWarning,
                 stacklevel=5,
             )

@@ -11,6 +11,7 @@
     │   ├── NotACheckpointError             no Safepoint manifest in it
     │   └── DamagedCheckpointError          it does not match its own digests
     ├── RestoreError                        checkpoints are there, and none of them verifies
+    ├── RunAliveError                       the run to go on with is still alive in another process
     └── StateMismatchError                  a sound checkpoint, of another model or optimizer
 
 Every message says what is wrong, where, and what to do about it.
@@ -77,6 +78,10 @@ class DamagedCheckpointError(CheckpointError):
 
 class RestoreError(SafepointError):
     """Say that a directory holds checkpoints of which none verifies."""
+
+
+class RunAliveError(SafepointError):
+    """Say that the run to go on with is still alive in another process, which saves into the same directory."""
 
 
 class StateMismatchError(SafepointError):

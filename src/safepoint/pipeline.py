@@ -124,6 +124,7 @@ class Pipeline:
         self.options = options
         self.identity = uuid4().hex
         self.books: list[Book] = []
+        self.predecessors: set[str] = set()  # besides those of the records; "" stands for another program
         self._pool = Pool(options.max_images, options.max_host_bytes)
         self._barrier = Barrier()
         self._stager = Stager(self._pool, self._barrier, Frozen(), Copier())
@@ -201,10 +202,11 @@ class Pipeline:
         self._under_way.append(tuple(parts))
         asked = Asked(began_s, waited_s, time.perf_counter() - began_s)
         path = self.directory / first.name
-        removals, holds_up = self._removals(parts), self.options.blocking or isinstance(staged, StagedLive)
+        runs = self._runs()
+        removals, holds_up = self._removals(parts, runs), self.options.blocking or isinstance(staged, StagedLive)
         try:
-            verify = self.options.verify_after_write
-            job = Job(staged, seal, path, snapshot.step, first, asked, removals, tuple(others), holds_up, verify)
+            verify, more = self.options.verify_after_write, tuple(others)
+            job = Job(staged, seal, path, snapshot.step, first, asked, removals, more, runs, holds_up, verify)
             self._writer.submit(job)
             if holds_up:
                 self._barrier.release()
@@ -243,6 +245,28 @@ class Pipeline:
                 RuntimeWarning,
                 stacklevel=6,
             )
+
+    @property
+    def leads(self) -> bool:
+        """Whether this process is the first of its group, the one that saves, or on its own."""
+        group = torch.distributed
+        return not (group.is_available() and group.is_initialized() and group.get_rank())
+
+    def claim(self, path: Path) -> bool:
+        """Hold the checkpoint at ``path`` until there is a newer one, unless another process does; return whether.
+
+        It says to others that the run is alive, and ends with this process at the latest.
+        """
+        try:
+            return self._store.claim(path.relative_to(self.directory).as_posix())
+        except FileNotFoundError:  # removed since the directory was read, perhaps by a living run
+            return False
+        except OSError:  # nobody can tell
+            return True
+
+    def let_go(self) -> None:
+        """Hold no checkpoint any more."""
+        self._store.let_go()
 
     def hold_back(self) -> None:
         """Return when everything that was deferred is copied: what it was copied from may change then."""
@@ -285,6 +309,7 @@ class Pipeline:
         self._stager.copier.close()
         self._ring = None
         self._pool.close()
+        self._store.let_go()
 
     def has_under_way(self, book: Book) -> bool:
         """Tell whether anything that is queued has a part for ``book``."""
@@ -301,13 +326,16 @@ class Pipeline:
     def _record(self, part: Part, snapshot: Snapshot) -> Record:
         return self.candidate(snapshot, part.names.name) if part.proposed is None else part.proposed[1].record
 
-    def _removals(self, parts: Sequence[Part]) -> tuple[Removal, ...]:
+    def _runs(self) -> frozenset[str]:
+        """Return who wrote what this run may replace, or remove without a record of it: itself, and whom it goes on."""
+        records = (record for book in self.books for record in book.ledger.records)
+        return frozenset((self.identity, *self.predecessors, *(record.run for record in records)))
+
+    def _removals(self, parts: Sequence[Part], any_own: frozenset[str]) -> tuple[Removal, ...]:
         """Return what goes once the save is durable under all names: never one of these names."""
         named = {name for part in parts for name in part.names.all}
         released = [gone for part in parts if part.proposed is not None for gone in part.proposed[1].released]
         runs = {self.name_of(gone): frozenset((gone.run,)) for gone in released}
-        # A further name has no record of its own: it is of this run, of one it goes on with, or from before Safepoint.
-        any_own = frozenset(("", self.identity, *(r.run for book in self.books for r in book.ledger.records)))
         runs |= {name: any_own for part in parts for name in part.names.obsolete if name not in runs}
         return tuple(Removal(name, owners) for name, owners in runs.items() if name not in named)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import pickle
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ import torch
 
 from safepoint import loading, reader
 from safepoint.catalog import Catalog
-from safepoint.errors import CheckpointError, NotACheckpointError, RestoreError, StateMismatchError
+from safepoint.errors import CheckpointError, NotACheckpointError, RestoreError, RunAliveError, StateMismatchError
 from safepoint.excluded import below, compare, put_in
 from safepoint.in_place import has_own_way, live_storages, own_ways
 from safepoint.loading import KeyOf, Trust
@@ -26,6 +26,9 @@ from safepoint.reader import Opened
 from safepoint.records import Progress, Record
 
 logger = logging.getLogger("safepoint")
+
+Claim = Callable[[Record], object]
+"""Makes sure that the run of a checkpoint is nobody else's; raises a RunAliveError if it is."""
 
 _TORN = (
     "Tensors of the objects in state= may hold parts of a damaged checkpoint by now: build these objects anew before "
@@ -64,13 +67,15 @@ def state_of(target: object) -> object:
 
 
 def restore_newest(
-    objects: Mapping[str, object], directory: Path, catalog: Catalog, own: str, trust: Trust = ()
+    objects: Mapping[str, object], directory: Path, catalog: Catalog, own: str, claim: Claim, trust: Trust = ()
 ) -> Restored | None:
     """Restore ``objects`` from the newest checkpoint of ``catalog`` that verifies; ``None`` if there is none at all.
 
-    The entry ``own`` of the state is handed back instead. ``trust`` is that of ``loading.load``.
+    The entry ``own`` of the state is handed back instead. ``claim`` is asked before another run's checkpoint than the
+    newest one's is read. ``trust`` is that of ``loading.load``.
 
     Raises:
+        RunAliveError: ``claim`` has raised it.
         ConfigurationError: ``trust`` is no list of classes and functions.
         RestoreError: there are checkpoints and none verifies; says what was tried.
         StateMismatchError: the newest sound one is of another model or optimizer; says which keys differ.
@@ -82,13 +87,15 @@ def restore_newest(
     trusted = loading.checked_trust(trust)
     for record in reversed(catalog.records):
         try:
+            if record.run != catalog.records[-1].run:
+                claim(record)
             with torch.serialization.safe_globals(trusted):
                 progress, state = _read(objects, record.path, own)
         except _UnsoundError as error:
             skipped[record.path] = str(error)
             is_torn = is_torn or error.is_torn
             continue
-        except (StateMismatchError, CheckpointError) as error:
+        except (StateMismatchError, CheckpointError, RunAliveError) as error:
             _warn_of(skipped, catalog)
             if is_torn:
                 raise type(error)(f"{error} {_TORN}") from error

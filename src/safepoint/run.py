@@ -11,9 +11,12 @@ import warnings
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from safepoint.catalog import Catalog
+from safepoint.claim import Choose, claimed
 from safepoint.deferral import Live
 from safepoint.errors import CaptureError, SaveError
 from safepoint.ledger import Ledger
+from safepoint.naming import EXTENSION
 from safepoint.pipeline import NOTHING_LIVE, Book, Part, Pipeline, Proposed, Snapshot
 from safepoint.records import Record, SaveStats
 from safepoint.stores.local import clean
@@ -63,6 +66,27 @@ class Run:
         self.ledger = ledger
         self.pipeline.starts_after(max((record.time for record in ledger.records), default=0.0))
         clean(self.directory)
+
+    def claimed(self, choose: Choose, extension: str = EXTENSION) -> Catalog:
+        """Return what is in the directory once the run to go on with, of what ``choose`` picks, is nobody else's.
+
+        Of several ranks, the first alone sees to that, and holds the checkpoint.
+
+        Raises:
+            RunAliveError: another process goes on with it; nothing was changed.
+
+        """
+        if not self.pipeline.leads:
+            return Catalog.of(self.directory, extension)
+        try:
+            return claimed(self.directory, choose, self.pipeline.claim, extension)
+        except BaseException:
+            self.pipeline.let_go()
+            raise
+
+    def claim(self, record: Record) -> None:
+        """Do as ``claimed`` does for the run of ``record``."""
+        self.claimed(lambda catalog: next((found for found in catalog.records if found.path == record.path), None))
 
     def candidate(self, snapshot: Snapshot, name: str) -> Record:
         """See ``Pipeline.candidate``."""
@@ -168,11 +192,22 @@ class Run:
         if outcome.durable:
             message = f"{path}{also} is saved, but {outcome.still_there[0]} could not be removed: {cause}"
         else:
-            remedy = "" if isinstance(cause, CaptureError) else "; free or mend the disk, then resume from the newest"
             reason = str(cause).removesuffix(".")
             message = (
-                f"{path}{also} was not saved: {reason}. Earlier checkpoints are intact and nothing was removed{remedy}."
+                f"{path}{also} was not saved: {reason}. Earlier checkpoints are intact and nothing was removed"
+                f"{_remedy(cause)}."
             )
         error = SaveError(message)
         error.__cause__ = cause
         return error
+
+
+def _remedy(cause: Exception) -> str:
+    if isinstance(cause, CaptureError):
+        return ""
+    if isinstance(cause, FileExistsError):
+        return (
+            "; another run, or somebody, has put a file there since the name was chosen, and it was left alone: give"
+            " each run a directory of its own"
+        )
+    return "; free or mend the disk, then resume from the newest"

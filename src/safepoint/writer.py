@@ -24,7 +24,7 @@ from safepoint.background import Background
 from safepoint.records import SaveStats
 from safepoint.sealing import Seal
 from safepoint.staging import Staged
-from safepoint.stores import Chunk, Store
+from safepoint.stores import Chunk, Replace, Store
 
 logger = logging.getLogger("safepoint")
 
@@ -58,11 +58,13 @@ class Names:
     """Under which names a checkpoint appears, relative to the directory.
 
     ``replace`` allows it to take the place of a file called ``name``. ``links`` and ``symlinks`` are further names for
-    the same bytes and replace what had them; ``obsolete`` are names to remove once all of these are durable.
+    the same bytes and replace what had them. Replaced is only what the run wrote itself; with ``overwrite``, anything.
+    ``obsolete`` are names to remove once all of these are durable.
     """
 
     name: str
     replace: bool = False
+    overwrite: bool = False
     links: tuple[str, ...] = ()
     symlinks: tuple[str, ...] = ()
     obsolete: tuple[str, ...] = ()
@@ -102,7 +104,8 @@ class Job:
 
     ``path`` is where it will be; ``holds_up``: training waits until it has ended. ``remove`` goes once the checkpoint
     is durable under all its names, of which ``more`` are those that others have for it: links to the same bytes, each
-    with links of its own. ``verify``: read it back from the medium before it gets its name.
+    with links of its own. ``runs`` are those whose files it may replace. ``verify``: read it back from the medium
+    before it gets its name.
     """
 
     staged: Staged
@@ -113,8 +116,17 @@ class Job:
     asked: Asked
     remove: tuple[Removal, ...] = ()
     more: tuple[Names, ...] = ()
+    runs: frozenset[str] = frozenset()
     holds_up: bool = False
     verify: bool = False
+
+    def replaces(self, names: Names) -> Replace:
+        """Return what the checkpoint may take its name from."""
+        return names.overwrite or (self.is_own if names.replace else False)
+
+    def is_own(self, descriptor: int) -> bool:
+        """Tell whether an open file is one that the run wrote."""
+        return _is_of(self.runs, descriptor)
 
 
 @dataclass(frozen=True, slots=True)
@@ -224,7 +236,7 @@ class Writer:
         staged.wait()
         check = _read_back if job.verify else None
         written_bytes = _persisting(
-            lambda: self._store.write(names.name, chunks(), seal.size_bytes, replace=names.replace, check=check)
+            lambda: self._store.write(names.name, chunks(), seal.size_bytes, replace=job.replaces(names), check=check)
         )
         staged.durable(names.name)
         self._give_names(job)
@@ -244,12 +256,13 @@ class Writer:
     def _give_names(self, job: Job) -> None:
         store = self._store
         for other in job.more:
-            _persisting(partial(store.link, job.names.name, other.name, replace=other.replace))
+            _persisting(partial(store.link, job.names.name, other.name, replace=job.replaces(other)))
         for each in (job.names, *job.more):
+            replaces = each.overwrite or job.is_own
             for name in each.links:
-                _persisting(partial(store.link, each.name, name))
+                _persisting(partial(store.link, each.name, name, replace=replaces))
             for name in each.symlinks:
-                _persisting(partial(store.symlink, each.name, name))
+                _persisting(partial(store.symlink, each.name, name, replace=replaces))
 
     def _removed(self, outcome: Outcome) -> Outcome:
         for index, removal in enumerate(outcome.job.remove):

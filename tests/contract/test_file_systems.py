@@ -166,6 +166,7 @@ def test_local_store_survives_a_power_cut(
             (directory / "new.ckpt").write_bytes(b"what was there")
         chunks = [Unchanged(data, "old.ckpt", 0)] if last == "shared" else chunks_of(data)
         store.write("new.ckpt", chunks, len(data), replace=last == "replaced")
+    store.let_go()  # which keeps the file system in use
     with file_systems.after_power_cut(kind, device, tmp_path / "after") as after:
         found = {path.name: path.read_bytes() for path in (after / directory.name).iterdir()}
     assert found == dict.fromkeys(("old.ckpt", "new.ckpt"), bytes(data))

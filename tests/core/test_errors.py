@@ -41,6 +41,7 @@ def test_error_tree_is_what_the_docstring_says() -> None:
         "NotACheckpointError": ["CheckpointError"],
         "DamagedCheckpointError": ["CheckpointError"],
         "RestoreError": ["SafepointError"],
+        "RunAliveError": ["SafepointError"],
         "StateMismatchError": ["SafepointError"],
     }
 

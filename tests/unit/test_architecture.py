@@ -24,7 +24,7 @@ LEVELS = (
     ("state",),
     ("stores", "signals", "transfer", "capture", "reader"),
     ("frozen", "excluded", "sealing"),
-    ("deferral", "loading", "in_place", "restore", "catalog"),
+    ("deferral", "loading", "in_place", "restore", "catalog", "claim"),
     ("staging",),
     ("writer", "progress"),
     ("pipeline",),

@@ -23,6 +23,7 @@ def test_exports_are_frozen() -> None:
         "Progress",
         "Record",
         "RestoreError",
+        "RunAliveError",
         "SafepointError",
         "SaveError",
         "SaveStats",

@@ -7,6 +7,7 @@ import io
 import threading
 import zipfile
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -66,7 +67,8 @@ class Bench:
         staged = stager.stage(image, captured, layout, Live(), deferred=False)
         seal = Seal(layout, manifest)
         removals = tuple(Removal(name, frozenset(("run",))) for name in remove)
-        return Job(staged, seal, Path(name), 1, names or Names(name), Asked(0.0), removals)
+        own = frozenset(("run",))
+        return Job(staged, seal, Path(name), 1, names or Names(name), Asked(0.0), removals, runs=own)
 
     def submit(self, name: str, *, names: Names | None = None, remove: tuple[str, ...] = ()) -> None:
         """Queue a save that lets ``remove`` go."""
@@ -284,14 +286,30 @@ def test_writer_goes_on_after_a_failure(bench: Bench) -> None:
 
 def test_writer_refuses_a_taken_name_unless_it_may_replace(bench: Bench) -> None:
     """A name that is taken is an error, and the old content stays; with ``replace`` the new one takes its place."""
-    bench.store.files["x"] = b"old"
+    bench.submit("x")
+    bench.finished()
+    old = bench.store.files["x"]
     bench.submit("x", remove=("y",))
     (outcome,) = bench.finished()
     assert isinstance(outcome.error, FileExistsError)
-    assert bench.store.files == {"x": b"old"}
-    bench.submit("x", names=Names("x", replace=True))
+    assert bench.store.files == {"x": old}
+    bench.writer.submit(bench.job("x", state={"a": torch.ones(3)}, names=Names("x", replace=True)))
     bench.finished()
-    assert bench.store.files["x"] != b"old"
+    assert bench.store.files["x"] != old
+
+
+@pytest.mark.parametrize("names", [Names("x", replace=True), Names("y", links=("x",)), Names("y", symlinks=("x",))])
+def test_writer_replaces_only_what_the_run_wrote(bench: Bench, names: Names) -> None:
+    """What another program has put under a name in the meantime stays, and is an error; ``overwrite`` replaces it."""
+    bench.store.files["x"] = b"another program's"
+    bench.submit(names.name, names=names)
+    (outcome,) = bench.finished()
+    assert isinstance(outcome.error, FileExistsError)
+    assert bench.store.files["x"] == b"another program's"
+    bench.submit(names.name, names=replace(names, overwrite=True))
+    (outcome,) = bench.finished()
+    assert outcome.durable
+    assert bench.store.files["x"] != b"another program's"
 
 
 def test_writer_tells_each_outcome_once_and_in_order(bench: Bench) -> None:

@@ -44,6 +44,7 @@ class Exchange:
 
     def __init__(self) -> None:
         self.requests: list[Request] = []
+        self.claims: list[Callable[[Path], None]] = []  # of those that are about to resume
         self._excluder = Excluder()
         self._pipelines: dict[tuple[Path, Options], Pipeline] = {}
 
@@ -57,6 +58,11 @@ class Exchange:
         """Let go of a run that has ended, and of its pipeline's memory with the last one."""
         run.leave()
         self._pipelines = {key: pipeline for key, pipeline in self._pipelines.items() if pipeline.books}
+
+    def claim(self, path: Path) -> None:
+        """Let every callback that is about to resume from ``path`` make sure that its run is nobody else's."""
+        while self.claims:
+            self.claims.pop()(path)
 
     def taken(self, path: Path) -> bool:
         """Tell whether a file is there, on its way, or asked for."""
@@ -127,7 +133,7 @@ def save_alone(checkpoint: dict[str, Any], path: Path) -> None:
     run = Run(Pipeline(path.parent, Options(blocking=True, max_images=1)))
     step, epoch = int(checkpoint.get("global_step", 0)), int(checkpoint.get("epoch", 0))
     snapshot = Snapshot(step, epoch, None, {}, ("trainer.save_checkpoint",))
-    run.save(checkpoint, snapshot, Names(path.name, replace=True), None)
+    run.save(checkpoint, snapshot, Names(path.name, overwrite=True), None)
     run.report(run.close())
 
 

@@ -122,6 +122,8 @@ def _load(io: Any, path: Any, *args: Any, **kwargs: Any) -> Any:
     if local is not None:
         try:
             if is_checkpoint(local):
+                if io.strategy.is_global_zero:
+                    io.exchange.claim(local)
                 if io.is_plain:
                     return _load_ours(io, local, *args, **kwargs)
                 check_sound(local)

@@ -20,6 +20,7 @@ from typing import Any, Literal
 from torch import Tensor
 
 from safepoint import schedule
+from safepoint.claim import wait_for_the_end
 from safepoint.errors import nearest
 from safepoint.integrations import ahead, configuration, resume
 from safepoint.integrations.exchange import Exchange
@@ -138,14 +139,21 @@ class ModelCheckpointBody(Saving):
         self._resumed_from = None
         self._exchange = self.framework.intercept(trainer.strategy)
         if stage == "fit":
+            self._exchange.claims.append(lambda path: resume.claim(self._runs, path, self.FILE_EXTENSION))
             with self._in_the_frameworks_words():
                 check_directory(directory, owner="dirpath")
             if self.save_top_k != 0 and directory.is_dir() and any(directory.iterdir()):
                 self.framework.warn(f"Checkpoint directory {self.dirpath} exists and is not empty.")
+                if trainer.is_global_zero and (told := resume.living(directory, self.FILE_EXTENSION)):
+                    self.framework.warn(told)
+        else:
+            self._exchange.claims.clear()
         if self._run is None:
             self._has_memory = False
             self._run = Run(self._exchange.pipeline(directory, self._options))
             if self._carried is not None:
+                if stage == "fit" and trainer.is_global_zero and self._carried[1].durable:
+                    resume.claim(self._run, self._carried[1].durable[-1].path, self.FILE_EXTENSION)
                 self._run.adopt(*self._carried)
             if stage == "fit" and self._options.staging == "deferred":
                 self._vanguard = vanguard(self.framework.callback, self._run.pipeline.hold_back)
@@ -155,6 +163,7 @@ class ModelCheckpointBody(Saving):
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:  # noqa: ARG002 - the framework's signature
         """Start the clock of ``train_time_interval``."""
         self._schedule = schedule.start(_NOWHERE, time.monotonic())
+        self._exchange.claims.clear()
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:  # noqa: ARG002
         """Save if ``every_n_train_steps`` or ``train_time_interval`` is due."""
@@ -233,6 +242,8 @@ class ModelCheckpointBody(Saving):
         )
         self._scores = {Path(path): score for path, score in held.items() if score is not None}
         self._durable_last = self.last_model_path
+        if identity is None:  # of files that the framework wrote itself
+            self._run.pipeline.predecessors.add("")
         self._run.adopt(identity or self._run.identity, ledger)
 
     # The framework's public methods.
@@ -410,9 +421,15 @@ class ModelCheckpointBody(Saving):
     # Where, and what the trainer asks.
 
     def _find_last_checkpoints(self, trainer: Any) -> set[str]:
-        """Return the newest sound checkpoint called ``last``, or, if none is sound, the newest sound one at all."""
+        """Return the newest sound checkpoint called ``last``, or, if none is sound, the newest sound one at all.
+
+        A process that is about to save its last one is waited for, if the run is to go on.
+        """
+        directory = Path(ahead.directory(trainer, self.dirpath))
+        if trainer.state.fn == "fit" and trainer.is_global_zero:
+            wait_for_the_end(directory, self.FILE_EXTENSION)
         found = resume.newest_last(
-            Path(ahead.directory(trainer, self.dirpath)),
+            directory,
             self.CHECKPOINT_NAME_LAST,
             self.FILE_EXTENSION,
             self.framework.warn,

@@ -14,10 +14,12 @@ from typing import Any
 from safepoint import reader
 from safepoint.archive import ForeignFileError
 from safepoint.catalog import Catalog
+from safepoint.claim import told_of_the_living
 from safepoint.errors import CheckpointError, DamagedCheckpointError, NotACheckpointError, RestoreError
 from safepoint.ledger import Ledger
 from safepoint.manifest import Summary
 from safepoint.records import Record
+from safepoint.run import Run
 
 
 def local_path(path: Any) -> Path | None:
@@ -109,6 +111,28 @@ def newest_last(directory: Path, name: str, extension: str, warn: Callable[[str]
     )
 
 
+def within(path: Path, directory: Path) -> Path:
+    """Return the resolved ``path`` as one below ``directory``, if it is that; both may be given by way of links."""
+    real = os.path.realpath(directory)
+    return directory / path.relative_to(real) if path.is_relative_to(real) else path
+
+
+def claim(run: Run, path: Path, extension: str) -> None:
+    """Make sure that the run which saved ``path``, if that lies in the directory of ``run``, is nobody else's.
+
+    Raises:
+        RunAliveError: it is alive in another process.
+
+    """
+    there = within(path, run.directory)
+    run.claimed(lambda catalog: next((found for found in catalog.records if found.path == there), None), extension)
+
+
+def living(directory: Path, extension: str) -> str | None:
+    """Say that another process saves into ``directory``, if one does."""
+    return told_of_the_living(Catalog.of(directory, extension))
+
+
 def rebased(state: dict[str, Any], directory: Path) -> dict[str, Any]:
     """Return a callback's ``state`` with its paths in ``directory``, if what it held was moved or copied there.
 
@@ -149,7 +173,7 @@ def ledger(
         metrics = {} if monitor is None or score is None else {monitor: float(score)}
         found = known.get(path) or Record(path, 0, 0, {}, float(order), path.stat().st_size, ())
         records.append(replace(found, metrics={**found.metrics, **metrics}))
-    manifest = None if resumed_from is None else catalog.manifests.get(resumed_from)
+    manifest = None if resumed_from is None else catalog.manifests.get(within(resumed_from, directory))
     if manifest is None:
         return None, Ledger(records=tuple(records))
     present = {record.path for record in catalog.records}

@@ -219,7 +219,8 @@ class Saving:
         mine |= {Path(path) for path in (self.last_model_path, self.best_model_path) if path}
         return Names(
             main,
-            replace=directory / main in mine or not self._enable_version_counter,
+            replace=directory / main in mine,
+            overwrite=not self._enable_version_counter,
             links=() if self.save_last == "link" else second,
             symlinks=second if self.save_last == "link" else (),
             obsolete=() if last is None else self._obsolete_last({directory / main, directory / last}),

@@ -30,40 +30,49 @@ Chunk = bytes | memoryview | Unchanged
 Check = Callable[[int], None]
 """Looks at an open file, by its descriptor, and raises an OSError if it is not what it should be."""
 IsOwn = Callable[[int], bool]
-"""Looks at an open file, by its descriptor, and tells whether it is the caller's to remove."""
+"""Looks at an open file, by its descriptor, and tells whether it is the caller's to remove or to replace."""
+Replace = bool | IsOwn
+"""Whether a name may be taken from what has it: never, whatever that is, or if a look at it says so."""
 
 
 class Store(Protocol):
-    """The four things that the pipeline asks of a medium; names are relative, with ``/`` between parts.
+    """What the pipeline asks of a medium; names are relative, with ``/`` between parts.
 
     A protocol, so that the writer's order (write, name, remove) is written once and tested without a disk.
     """
 
     def write(
-        self, name: str, chunks: Iterable[Chunk], size_bytes: int, *, replace: bool, check: Check | None = None
+        self, name: str, chunks: Iterable[Chunk], size_bytes: int, *, replace: Replace, check: Check | None = None
     ) -> int:
         """Make ``chunks`` (``size_bytes`` in all) durable under ``name``, all or nothing.
 
-        ``check`` is asked when the bytes are on the medium, before they get their name.
+        ``check`` is asked when the bytes are on the medium, before they get their name. What has been written is held,
+        as by ``claim``, in the place of what was held before.
 
         Returns how many bytes were written; the others are shared with an older checkpoint.
 
-        Raises FileExistsError if the name is taken and ``replace`` is false; any other OSError leaves nothing behind.
+        Raises FileExistsError if the name is taken and ``replace`` says no; any other OSError leaves nothing behind.
         """
 
-    def link(self, target: str, name: str, *, replace: bool = True) -> None:
+    def link(self, target: str, name: str, *, replace: Replace = True) -> None:
         """Give the durable checkpoint ``target`` a second name, durably; it replaces what had it, in one step.
 
         Raises:
-            FileExistsError: something has the name, and ``replace`` is false.
+            FileExistsError: something has the name, and ``replace`` says no.
 
         """
 
-    def symlink(self, target: str, name: str) -> None:
-        """Let ``name`` point to ``target``, durably; it replaces what had the name, in one step."""
+    def symlink(self, target: str, name: str, *, replace: Replace = True) -> None:
+        """Let ``name`` point to ``target``, durably; replaces and raises as ``link`` does."""
 
     def remove(self, name: str, *, is_own: IsOwn | None = None) -> bool:
         """Remove ``name``, unless ``is_own`` says no to what has it; return whether it is gone, as it may be before."""
+
+    def claim(self, name: str) -> bool:
+        """Hold the checkpoint ``name`` for as long as this process lives, unless another holds it; return whether."""
+
+    def let_go(self) -> None:
+        """Hold no checkpoint any more."""
 
     def free_bytes(self) -> int | None:
         """Return how much room there is for further checkpoints, ``None`` where nobody can tell."""

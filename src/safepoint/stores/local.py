@@ -2,8 +2,9 @@
 
 Temporary in the same directory, preallocate, write, fsync, publish under the final name, fsync the directory and every
 one above it. A temporary has no name where the file system can make such a file, else a hidden one. Its writer
-locks it for as long as that lives: a hidden name whose file can be locked is dead and is cleaned away. After an error
-nothing of a file is used any further. Knows names and bytes; knows nothing of what they mean.
+locks it for as long as that lives: a hidden name whose file can be locked is dead and is cleaned away. The lock stays
+on the newest checkpoint, which tells that its run is alive. After an error nothing of a file is used any further.
+Knows names and bytes; knows nothing of what they mean.
 """
 
 from __future__ import annotations
@@ -21,9 +22,10 @@ from pathlib import Path
 
 from safepoint.errors import ConfigurationError
 from safepoint.naming import TEMPORARY_PREFIX
-from safepoint.stores import Check, Chunk, IsOwn
+from safepoint.stores import Check, Chunk, IsOwn, Replace
 from safepoint.stores.disk import Disk
 from safepoint.stores.extents import share
+from safepoint.stores.lease import Held, Lease, is_held_here
 
 _LINKS_REFUSED = (errno.EPERM, errno.EOPNOTSUPP, errno.EMLINK, errno.ENOSYS)
 _DISK = Disk()
@@ -37,30 +39,34 @@ class LocalStore:
         self._disk = disk
         self._prepared: set[Path] = set()
         self._unnamed: dict[Path, bool] = {}
+        self._lease = Lease()
 
     def write(
-        self, name: str, chunks: Iterable[Chunk], size_bytes: int, *, replace: bool, check: Check | None = None
+        self, name: str, chunks: Iterable[Chunk], size_bytes: int, *, replace: Replace, check: Check | None = None
     ) -> int:
         """See ``Store.write``; shares extents where the file system can."""
         final = self._parent_made(name)
-        with self._temporary(final.parent) as temporary:
-            self._disk.reserve(temporary.descriptor, size_bytes)
-            written_bytes = self._disk.write(temporary.descriptor, chunks, partial(share, self.directory))
-            self._disk.sync(temporary.descriptor)
-            if check is not None:
-                check(temporary.descriptor)
-            if replace:
-                temporary.replace(final)
-            else:
-                temporary.publish(final)
-        self._sync_name(final, undo=not replace)
+        with _opened_temporary(final.parent, self._disk, unnamed=self._unnamed[final.parent]) as temporary:
+            try:
+                self._disk.reserve(temporary.descriptor, size_bytes)
+                written_bytes = self._disk.write(temporary.descriptor, chunks, partial(share, self.directory))
+                self._disk.sync(temporary.descriptor)
+                if check is not None:
+                    check(temporary.descriptor)
+                replaces = _replaces(final, replace)
+                temporary.replace(final) if replaces else temporary.publish(final)
+            finally:
+                self._drop(temporary.path)
+            self._sync_name(final, undo=not replaces)
+            self._lease.take(temporary.held)
         return written_bytes
 
-    def link(self, target: str, name: str, *, replace: bool = True) -> None:
+    def link(self, target: str, name: str, *, replace: Replace = True) -> None:
         """See ``Store.link``; a copy where the file system has no links."""
         with _held(self.directory / target):
             source, final = self.directory / target, self._parent_made(name)
-            temporary = final if not replace else _temporary_path(final.parent)
+            replaces = _replaces(final, replace)
+            temporary = final if not replaces else _temporary_path(final.parent)
             try:
                 self._disk.link(source, temporary)
             except OSError as error:
@@ -68,15 +74,16 @@ class LocalStore:
                     raise
                 self._copy(source, name, replace=replace)
                 return
-            if replace:
+            if replaces:
                 self._rename_over(temporary, final)
             else:
                 self._sync_name(final, undo=True)
 
-    def symlink(self, target: str, name: str) -> None:
+    def symlink(self, target: str, name: str, *, replace: Replace = True) -> None:
         """See ``Store.symlink``; the link is relative, so that the directory can be moved."""
         with _held(self.directory / target):
             final = self._parent_made(name)
+            _replaces(final, replace)
             temporary = _temporary_path(final.parent)
             self._disk.symlink(os.path.relpath(self.directory / target, final.parent), temporary)
             self._rename_over(temporary, final)
@@ -89,7 +96,24 @@ class LocalStore:
                 if not is_own(descriptor):
                     return False
         self._disk.unlink(path)
+        self._lease.let_go_of_the_removed()
         return True
+
+    def claim(self, name: str) -> bool:
+        """See ``Store.claim``: it is locked."""
+        path = self.directory / name
+        is_shared = is_held_here(path)
+        if not self._lease.claim(path):
+            return False
+        if not is_shared:  # whoever was giving it a further name is dead, and from now on nobody could tell
+            for hidden in _temporaries(path.parent):
+                if hidden.exists() and hidden.samefile(path):
+                    self._drop(hidden)
+        return True
+
+    def let_go(self) -> None:
+        """See ``Store.let_go``."""
+        self._lease.let_go()
 
     def free_bytes(self) -> int | None:
         """See ``Store.free_bytes``."""
@@ -102,7 +126,7 @@ class LocalStore:
             return None
         return found.f_bavail * found.f_frsize
 
-    def _copy(self, source: Path, name: str, *, replace: bool) -> None:
+    def _copy(self, source: Path, name: str, *, replace: Replace) -> None:
         with source.open("rb") as file:
             chunks = iter(lambda: file.read(4 << 20), b"")
             self.write(name, chunks, os.fstat(file.fileno()).st_size, replace=replace)
@@ -126,15 +150,6 @@ class LocalStore:
                 return
             with contextlib.suppress(PermissionError):  # where we may not read, the job's owner has made nothing
                 self._disk.sync_directory(path.parent)
-
-    @contextlib.contextmanager
-    def _temporary(self, directory: Path) -> Iterator[_Temporary]:
-        """Open a temporary file in ``directory``; what has its hidden name at the end is removed."""
-        with _opened_temporary(directory, self._disk, unnamed=self._unnamed[directory]) as temporary:
-            try:
-                yield temporary
-            finally:
-                self._drop(temporary.path)
 
     def _drop(self, temporary: Path) -> None:
         """Remove a hidden name; what refuses is cleaned away before the next write: another error may be on its way."""
@@ -178,15 +193,30 @@ def check_directory(directory: Path, *, owner: str) -> None:
         raise ConfigurationError(f"{owner}={str(directory)!r}: {existing} is not writable; change its mode.")
 
 
+def _replaces(final: Path, replace: Replace) -> bool:
+    """Tell whether ``final`` is to be taken from something; raise a FileExistsError if that is not to be replaced."""
+    if isinstance(replace, bool):
+        return replace
+    if not final.exists():  # a link to nothing has nothing to lose
+        return os.path.lexists(final)
+    with _read(final) as descriptor:
+        if not replace(descriptor):
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(final))
+    return True
+
+
 @contextlib.contextmanager
 def _held(path: Path) -> Iterator[None]:
-    """Hold a lock on what a further name is made for, by which ``clean`` sees that its temporary is in use."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    """Hold a lock on what a further name is made for, by which ``clean`` sees that its temporary is in use.
+
+    Refused where the run's own lock is on it, which does as well.
+    """
+    held = Held(os.open(path, os.O_RDONLY | os.O_CLOEXEC))
     try:
-        _lock(descriptor, fcntl.LOCK_SH)
+        held.lock(fcntl.LOCK_SH | fcntl.LOCK_NB)
         yield
     finally:
-        os.close(descriptor)
+        held.close()
 
 
 @contextlib.contextmanager
@@ -206,8 +236,11 @@ def clean(directory: Path, disk: Disk = _DISK) -> list[Path]:
     """
     if not directory.is_dir():
         return []
-    temporaries = [path for path in directory.iterdir() if path.name.startswith(TEMPORARY_PREFIX)]
-    return [path for path in temporaries if _removed_if_abandoned(path, disk)]
+    return [path for path in _temporaries(directory) if _removed_if_abandoned(path, disk)]
+
+
+def _temporaries(directory: Path) -> list[Path]:
+    return [path for path in directory.iterdir() if path.name.startswith(TEMPORARY_PREFIX)]
 
 
 def _removed_if_abandoned(path: Path, disk: Disk) -> bool:
@@ -239,10 +272,15 @@ def _temporary_path(directory: Path) -> Path:
 class _Temporary:
     """A locked file that is to become a checkpoint; ``path`` is its hidden name, which an unnamed one has not yet."""
 
-    descriptor: int
+    held: Held
     path: Path
     unnamed: bool
     disk: Disk
+
+    @property
+    def descriptor(self) -> int:
+        """The open file."""
+        return self.held.descriptor
 
     def replace(self, final: Path) -> None:
         """Let the file have the name ``final``, whatever had it."""
@@ -268,11 +306,11 @@ class _Temporary:
 
 @contextlib.contextmanager
 def _opened_temporary(directory: Path, disk: Disk, *, unnamed: bool) -> Iterator[_Temporary]:
-    path, descriptor = _unnamed_file(directory, disk) if unnamed else _locked_file(directory, disk)
+    path, held = _unnamed_file(directory, disk) if unnamed else _locked_file(directory, disk)
     try:
-        yield _Temporary(descriptor, path, unnamed, disk)
+        yield _Temporary(held, path, unnamed, disk)
     finally:
-        os.close(descriptor)
+        held.close()  # unless it is the lease's by now
 
 
 def _takes_unnamed(directory: Path, disk: Disk) -> bool:
@@ -286,23 +324,18 @@ def _takes_unnamed(directory: Path, disk: Disk) -> bool:
     return True
 
 
-def _unnamed_file(directory: Path, disk: Disk) -> tuple[Path, int]:
-    descriptor = disk.create_unnamed(directory)
-    _lock(descriptor)
-    return _temporary_path(directory), descriptor
+def _unnamed_file(directory: Path, disk: Disk) -> tuple[Path, Held]:
+    held = Held(disk.create_unnamed(directory))
+    held.lock()  # where that is refused, nobody cleans either
+    return _temporary_path(directory), held
 
 
-def _locked_file(directory: Path, disk: Disk) -> tuple[Path, int]:
+def _locked_file(directory: Path, disk: Disk) -> tuple[Path, Held]:
     while True:
         path = _temporary_path(directory)
-        descriptor = disk.create(path)
-        _lock(descriptor)
+        held = Held(disk.create(path))
+        held.lock()
         # Between open and lock another process may have taken the file for abandoned; it is gone once we have the lock.
-        if os.fstat(descriptor).st_nlink:
-            return path, descriptor
-        os.close(descriptor)
-
-
-def _lock(descriptor: int, operation: int = fcntl.LOCK_EX) -> None:
-    with contextlib.suppress(OSError):  # a file system without locks: nobody cleans there either
-        fcntl.flock(descriptor, operation)
+        if os.fstat(held.descriptor).st_nlink:
+            return path, held
+        held.close()

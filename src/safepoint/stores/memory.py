@@ -12,7 +12,7 @@ import threading
 from collections.abc import Callable, Iterable
 from typing import TypeVar
 
-from safepoint.stores import Check, Chunk, IsOwn, Unchanged
+from safepoint.stores import Check, Chunk, IsOwn, Replace, Unchanged
 
 Files = dict[str, bytes]
 T = TypeVar("T")
@@ -32,11 +32,12 @@ class MemoryStore:
         self.log: list[tuple[str, str]] = []
         self.failures: dict[tuple[str, str], BaseException] = {}
         self.failures_at: dict[int, BaseException] = {}
+        self.held: str | None = None
         self.gate = threading.Event()
         self.gate.set()
 
     def write(
-        self, name: str, chunks: Iterable[Chunk], size_bytes: int, *, replace: bool, check: Check | None = None
+        self, name: str, chunks: Iterable[Chunk], size_bytes: int, *, replace: Replace, check: Check | None = None
     ) -> int:
         """See ``Store.write``; nothing is shared."""
         self.gate.wait()
@@ -50,17 +51,18 @@ class MemoryStore:
             _shown(data, check)
         self._step("publish", name)
         self._name(name, data, replace=replace)
+        self.held = name
         return size_bytes
 
-    def link(self, target: str, name: str, *, replace: bool = True) -> None:
+    def link(self, target: str, name: str, *, replace: Replace = True) -> None:
         """See ``Store.link``."""
         self._step("link", name)
         self._name(name, self.files[target], replace=replace)
 
-    def symlink(self, target: str, name: str) -> None:
+    def symlink(self, target: str, name: str, *, replace: Replace = True) -> None:
         """See ``Store.symlink``; here no different from a link."""
         self._step("symlink", name)
-        self._name(name, self.files[target], replace=True)
+        self._name(name, self.files[target], replace=replace)
 
     def remove(self, name: str, *, is_own: IsOwn | None = None) -> bool:
         """See ``Store.remove``."""
@@ -70,6 +72,15 @@ class MemoryStore:
         self.files.pop(name, None)
         return True
 
+    def claim(self, name: str) -> bool:
+        """See ``Store.claim``: nobody else is here."""
+        self.held = name
+        return True
+
+    def let_go(self) -> None:
+        """See ``Store.let_go``."""
+        self.held = None
+
     def free_bytes(self) -> int | None:
         """See ``Store.free_bytes``."""
         return None
@@ -78,9 +89,9 @@ class MemoryStore:
         """Lose what is not durable; what was removed and not made durable is there again."""
         self.files = dict(self.durable)
 
-    def _name(self, name: str, data: bytes, *, replace: bool) -> None:
+    def _name(self, name: str, data: bytes, *, replace: Replace) -> None:
         before = self.files.get(name)
-        if before is not None and not replace:
+        if before is not None and not (replace if isinstance(replace, bool) else _shown(before, replace)):
             raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), name)
         self.files[name] = data
         try:
