@@ -27,13 +27,15 @@ from safepoint.writer import Names, Outcome
 class Settled:
     """What the training thread has just taken notice of: what became durable, what failed, and with which errors.
 
-    ``stats``: what each of those that became durable cost, in their order.
+    ``durable`` have the names that they got; ``is_whole``: whether all got all of theirs. ``stats``: what each of those
+    that became durable cost, in their order.
     """
 
     durable: tuple[Names, ...]
     failed: tuple[Names, ...]
     errors: tuple[SaveError, ...]
     stats: tuple[SaveStats, ...] = ()
+    is_whole: bool = True
 
 
 class Run:
@@ -124,15 +126,21 @@ class Run:
         failed: list[Names] = []
         errors: list[SaveError] = []
         stats: list[SaveStats] = []
+        is_whole = True
         while self._book.ended:
             part, outcome = self._book.ended.popleft()
             self._take_in(part, outcome)
-            (durable if outcome.durable else failed).append(part.names)
-            if outcome.stats is not None:
+            is_there = part.names.name not in outcome.missing
+            if is_there:
+                durable.append(part.names.without(outcome.missing))
+            else:
+                failed.append(part.names)
+            is_whole = is_whole and outcome.complete
+            if outcome.stats is not None and is_there:
                 stats.append(outcome.stats)
             if outcome.error is not None and part.names is outcome.job.names:  # told once, by the first of the parts
                 errors.append(self._told(outcome, outcome.error))
-        return Settled(tuple(durable), tuple(failed), tuple(errors), tuple(stats))
+        return Settled(tuple(durable), tuple(failed), tuple(errors), tuple(stats), is_whole)
 
     def wait(self) -> Settled:
         """Do as ``settle`` does when everything queued has ended."""
@@ -179,7 +187,7 @@ class Run:
         if part.proposed is None:
             return
         _, proposal = part.proposed
-        if outcome.stats is not None:
+        if outcome.stats is not None and part.names.name not in outcome.missing:
             still_there = [gone for gone in proposal.released if self.name_of(gone) in outcome.still_there]
             stats = replace(outcome.stats, path=proposal.record.path)
             self.ledger = self.ledger.committed(proposal, stats.size_bytes, still_there, stats)
@@ -189,7 +197,9 @@ class Run:
     def _told(self, outcome: Outcome, cause: Exception) -> SaveError:
         path = self.directory / outcome.job.names.name
         also = "".join(f" (and {names.name})" for names in outcome.job.more)
-        if outcome.durable:
+        if outcome.missing and outcome.durable:
+            message = f"{path} is saved, but not as {outcome.missing[0]}: {cause}. Nothing was removed"
+        elif outcome.durable:
             message = f"{path}{also} is saved, but {outcome.still_there[0]} could not be removed: {cause}"
         else:
             reason = str(cause).removesuffix(".")

@@ -12,7 +12,7 @@ import errno
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import Future, wait
 from dataclasses import dataclass, replace
 from functools import partial
@@ -74,6 +74,11 @@ class Names:
         """Every name that it will have."""
         return (self.name, *self.links, *self.symlinks)
 
+    def without(self, missing: Collection[str]) -> Names:
+        """Return the same without the further names that are ``missing``."""
+        links = tuple(name for name in self.links if name not in missing)
+        return replace(self, links=links, symlinks=tuple(name for name in self.symlinks if name not in missing))
+
 
 @dataclass(frozen=True, slots=True)
 class Removal:
@@ -120,6 +125,11 @@ class Job:
     holds_up: bool = False
     verify: bool = False
 
+    @property
+    def all_names(self) -> tuple[str, ...]:
+        """Every name that the checkpoint is to have."""
+        return tuple(name for names in (self.names, *self.more) for name in names.all)
+
     def replaces(self, names: Names) -> Replace:
         """Return what the checkpoint may take its name from."""
         return names.overwrite or (self.is_own if names.replace else False)
@@ -133,20 +143,27 @@ class Job:
 class Outcome:
     """What became of a job.
 
-    ``stats`` are there if its checkpoint is durable; ``error`` is what went wrong, if anything did; ``still_there`` are
-    the names that were to be removed and were not; ``free_bytes`` is the room left afterwards, if the medium tells.
+    ``stats`` are there if its checkpoint is durable; ``error`` is what went wrong, if anything did; ``missing`` are the
+    names that it did not get for that, ``still_there`` those that were to be removed and were not; ``free_bytes`` is
+    the room left afterwards, if the medium tells.
     """
 
     job: Job
-    stats: SaveStats | None
-    error: Exception | None
-    still_there: tuple[str, ...]
+    stats: SaveStats | None = None
+    error: Exception | None = None
+    missing: tuple[str, ...] = ()
+    still_there: tuple[str, ...] = ()
     free_bytes: int | None = None
 
     @property
     def durable(self) -> bool:
-        """Whether the checkpoint is."""
+        """Whether the checkpoint is, under its first name at least."""
         return self.stats is not None
+
+    @property
+    def complete(self) -> bool:
+        """Whether it is, under all its names."""
+        return self.durable and not self.missing
 
 
 class Writer:
@@ -176,7 +193,7 @@ class Writer:
         while self._futures and self._futures[0].done():
             outcome = self._futures[0].result()
             self._futures.popleft()
-            self._failures_told += not outcome.durable
+            self._failures_told += not outcome.complete
             yield outcome
 
     @property
@@ -208,19 +225,25 @@ class Writer:
 
     def _run(self, job: Job, failures_told: int) -> Outcome:
         """Do ``job``, decided when ``failures_told`` failures were known; it removes only if there were no more."""
-        names = tuple(removal.name for removal in job.remove)
+        outcome = Outcome(job, still_there=tuple(removal.name for removal in job.remove))
         try:
-            stats = self._commit(job)
+            stats = self._written(job)
         except Exception as error:  # noqa: BLE001 - handed to the training thread, which raises it
             self._failures += 1
-            return Outcome(job, stats=None, error=error, still_there=names)
+            return replace(outcome, error=error, missing=job.all_names)
         finally:
             job.staged.release()
-        outcome = Outcome(job, stats, error=None, still_there=names)
+        missing, refusal = self._give_names(job)
+        self._failures += bool(missing)
+        committed_s = time.perf_counter() - job.asked.began_s
+        stalled_s = committed_s if job.holds_up else stats.stalled_s
+        stats = replace(stats, committed_s=committed_s, stalled_s=stalled_s)
+        outcome = replace(outcome, stats=stats, error=refusal, missing=missing)
         outcome = outcome if failures_told < self._failures else self._removed(outcome)
         return replace(outcome, free_bytes=self._store.free_bytes())
 
-    def _commit(self, job: Job) -> SaveStats:
+    def _written(self, job: Job) -> SaveStats:
+        """Make the checkpoint durable under its first name, and return what that has cost."""
         staged, seal, names, asked = job.staged, job.seal, job.names, job.asked
         written_at_s, done_bytes = 0.0, self._done_bytes
 
@@ -239,30 +262,40 @@ class Writer:
             lambda: self._store.write(names.name, chunks(), seal.size_bytes, replace=job.replaces(names), check=check)
         )
         staged.durable(names.name)
-        self._give_names(job)
-        committed_s = time.perf_counter() - asked.began_s
         return SaveStats(
             path=job.path,
             step=job.step,
             size_bytes=seal.size_bytes,
             written_bytes=written_bytes,
             waited_s=asked.waited_s,
-            stalled_s=committed_s if job.holds_up else asked.stalled_s + staged.stalled_s,
+            stalled_s=asked.stalled_s + staged.stalled_s,
             staged_s=staged.staged_at_s - asked.began_s,
             written_s=written_at_s - asked.began_s,
-            committed_s=committed_s,
+            committed_s=time.perf_counter() - asked.began_s,
         )
 
-    def _give_names(self, job: Job) -> None:
+    def _give_names(self, job: Job) -> tuple[tuple[str, ...], Exception | None]:
+        """Give the checkpoint its further names; return those that it did not get, with what refused the first."""
+        given = {job.names.name}
+        try:
+            for give, name in self._further_names(job):
+                _persisting(give)
+                given.add(name)
+        except Exception as error:  # noqa: BLE001 - as in _run
+            return tuple(name for name in job.all_names if name not in given), error
+        return (), None
+
+    def _further_names(self, job: Job) -> Iterator[tuple[Callable[[], None], str]]:
+        """Yield what gives each further name, and the name."""
         store = self._store
         for other in job.more:
-            _persisting(partial(store.link, job.names.name, other.name, replace=job.replaces(other)))
+            yield partial(store.link, job.names.name, other.name, replace=job.replaces(other)), other.name
         for each in (job.names, *job.more):
             replaces = each.overwrite or job.is_own
             for name in each.links:
-                _persisting(partial(store.link, each.name, name, replace=replaces))
+                yield partial(store.link, each.name, name, replace=replaces), name
             for name in each.symlinks:
-                _persisting(partial(store.symlink, each.name, name, replace=replaces))
+                yield partial(store.symlink, each.name, name, replace=replaces), name
 
     def _removed(self, outcome: Outcome) -> Outcome:
         for index, removal in enumerate(outcome.job.remove):

@@ -146,7 +146,6 @@ def test_last_that_cannot_be_moved_stays_where_it_was(tmp_path: Path, save_last:
         assert len(whole_checkpoints(tmp_path)) >= 2
 
 
-@pytest.mark.xfail(strict=True, reason="it counts as failed, is in no ledger, and no policy ever removes it")
 def test_checkpoint_without_its_further_name_is_removed_by_the_policy(tmp_path: Path) -> None:
     """What was written under its first name, and not under its second, is not left there for ever."""
     with fitting(

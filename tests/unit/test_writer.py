@@ -189,14 +189,25 @@ def test_writer_writes_the_state_as_it_was_when_staged(bench: Bench) -> None:
     assert torch.equal(torch.load(io.BytesIO(bench.store.files["x"]))["a"], torch.ones(4))
 
 
-@pytest.mark.parametrize(("operation", "name"), [("write", "new"), ("link", "last"), ("symlink", "current")])
-def test_writer_removes_nothing_after_a_failure(bench: Bench, operation: str, name: str) -> None:
-    """A save that fails anywhere before it is durable under all its names removes nothing."""
+@pytest.mark.parametrize(
+    ("operation", "name", "missing"),
+    [
+        ("write", "new", ("new", "last", "current")),
+        ("link", "last", ("last", "current")),
+        ("symlink", "current", ("current",)),
+    ],
+)
+def test_writer_removes_nothing_after_a_failure(
+    bench: Bench, operation: str, name: str, missing: tuple[str, ...]
+) -> None:
+    """A save that fails anywhere before it is durable under all its names removes nothing; it has the names it got."""
     bench.fail(operation, name)
     bench.submit("new", names=Names("new", links=("last",), symlinks=("current",)), remove=("old", "older"))
     (outcome,) = bench.finished()
     assert bench.removed == []
-    assert (outcome.durable, outcome.error, outcome.still_there) == (False, FULL, ("old", "older"))
+    assert (outcome.error, outcome.missing, outcome.still_there) == (FULL, missing, ("old", "older"))
+    assert (outcome.durable, outcome.complete) == ("new" not in missing, False)
+    assert {"new", "last", "current"} - bench.store.files.keys() == {*missing}
 
 
 def test_writer_removes_nothing_that_was_decided_before_a_failure_was_known(bench: Bench) -> None:

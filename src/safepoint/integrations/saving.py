@@ -358,10 +358,13 @@ class Saving:
 
         The loggers look at the public attributes, which name what is pending, too: they are told when nothing is.
         """
-        for names in (*settled.durable, *settled.failed):
+        for names in settled.failed:
+            self._lasts.pop(names.name, None)
+        for names in settled.durable:
             last = self._lasts.pop(names.name, None)
-            self._durable_last = last if last is not None and names in settled.durable else self._durable_last
-        if settled.failed:
+            if last is not None and last in (str(self._runs.directory / name) for name in names.all):
+                self._durable_last = last
+        if not settled.is_whole:
             self._show(self._runs.ledger.records)
             self.last_model_path = self._durable_last
         self._tell_costs(trainer, settled)
