@@ -51,17 +51,6 @@ def claimed(directory: Path, choose: Choose, hold: Hold, extension: str = EXTENS
         time.sleep(_LOOK_EVERY_S)
 
 
-def wait_for_the_end(directory: Path, extension: str = EXTENSION) -> None:
-    """Return when no other process has a checkpoint of the run that saved last, after ``WAIT_S`` in any case."""
-    ends_s = time.monotonic() + WAIT_S
-    while time.monotonic() < ends_s:
-        catalog = Catalog.of(directory, extension)
-        newest = catalog.latest()
-        if newest is None or held_elsewhere(catalog, newest.run) is None:
-            return
-        time.sleep(_LOOK_EVERY_S)
-
-
 def held_elsewhere(catalog: Catalog, run: str | None = None) -> Path | None:
     """Return the newest checkpoint of ``run``, or of any, that another living process holds."""
     newest_first = (record for record in reversed(catalog.records) if run in (None, record.run))

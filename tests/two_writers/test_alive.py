@@ -87,10 +87,15 @@ def test_restore_goes_on_after_a_fork_in_the_middle_of_a_write(tmp_path: Path) -
     class Forking(lease.Held):
         def lock(self, operation: int = fcntl.LOCK_EX) -> bool:
             locked = super().lock(operation)
+            read, write = os.pipe()
             if not (child := os.fork()):
+                os.write(write, b"!")
                 time.sleep(600)
                 os._exit(0)
             children.append(child)
+            os.read(read, 1)
+            os.close(read)
+            os.close(write)
             return locked
 
     with pytest.MonkeyPatch.context() as patch:
@@ -224,6 +229,24 @@ def test_restore_refuses_where_a_newer_checkpoint_of_another_run_is_damaged(
         pytest.raises(RunAliveError),
     ):
         ours.restore()
+
+
+def test_claim_is_refused_where_another_file_has_taken_the_name(tmp_path: Path) -> None:
+    """What is locked is the file that has the name, and not one that had it a moment before."""
+    path, newer = tmp_path / "a.ckpt", tmp_path / "newer.ckpt"
+    path.write_bytes(b"old")
+    newer.write_bytes(b"new")
+
+    class Late(lease.Held):
+        def lock(self, operation: int = fcntl.LOCK_EX) -> bool:
+            newer.replace(path)
+            return super().lock(operation)
+
+    ours = lease.Lease()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(lease, "Held", Late)
+        assert not ours.claim(path)
+    assert ours.claim(path)
 
 
 def test_removed_checkpoint_keeps_no_room(tmp_path: Path) -> None:

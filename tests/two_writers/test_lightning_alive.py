@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,22 @@ def test_fit_refuses_a_run_that_another_process_saves(
     trainer = models.trainer(framework, framework.ModelCheckpoint(tmp_path, save_last=True), epochs=4)
     trainer.fit(module, models.loader(), models.loader(), ckpt_path=path)
     assert trainer.current_epoch == 4
+
+
+def test_fit_waits_for_the_last_checkpoint_of_a_process_that_ends(
+    framework: Framework, tmp_path: Path, start: Start
+) -> None:
+    """A fit that ends while it is waited for is gone on with from what it saved at its end."""
+    other = start(tmp_path, script="lightning_fit.py")
+    epochs: list[int] = []
+
+    class Epochs(framework.pl.Callback):  # type: ignore[misc,name-defined]
+        def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:
+            epochs.append(trainer.current_epoch)
+
+    threading.Timer(1, other.send, [""]).start()
+    fit(framework, framework.ModelCheckpoint(tmp_path, save_last=True), Epochs(), epochs=4, ckpt_path="last")
+    assert epochs == [3]
 
 
 @pytest.mark.filterwarnings("ignore:The dirpath has changed:UserWarning")

@@ -122,7 +122,7 @@ def _load(io: Any, path: Any, *args: Any, **kwargs: Any) -> Any:
     if local is not None:
         try:
             if is_checkpoint(local):
-                if io.strategy.is_global_zero:
+                if io.exchange.claims and io.strategy.is_global_zero:
                     io.exchange.claim(local)
                 if io.is_plain:
                     return _load_ours(io, local, *args, **kwargs)

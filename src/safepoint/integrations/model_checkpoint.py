@@ -20,7 +20,6 @@ from typing import Any, Literal
 from torch import Tensor
 
 from safepoint import schedule
-from safepoint.claim import wait_for_the_end
 from safepoint.errors import nearest
 from safepoint.integrations import ahead, configuration, resume
 from safepoint.integrations.exchange import Exchange
@@ -421,13 +420,8 @@ class ModelCheckpointBody(Saving):
     # Where, and what the trainer asks.
 
     def _find_last_checkpoints(self, trainer: Any) -> set[str]:
-        """Return the newest sound checkpoint called ``last``, or, if none is sound, the newest sound one at all.
-
-        A process that is about to save its last one is waited for, if the run is to go on.
-        """
+        """Return the newest sound checkpoint called ``last``, or, if none is sound, the newest sound one at all."""
         directory = Path(ahead.directory(trainer, self.dirpath))
-        if trainer.state.fn == "fit" and trainer.is_global_zero:
-            wait_for_the_end(directory, self.FILE_EXTENSION)
         found = resume.newest_last(
             directory,
             self.CHECKPOINT_NAME_LAST,
