@@ -127,14 +127,16 @@ def holder(path: Path) -> int | None:
 
 
 def _opened(path: Path) -> int:
-    """Open for writing where that is allowed: NFS gives no exclusive lock on other files."""
+    """Open for reading; for writing where no other lock is to be had (NFS), though no disk goes read-only then."""
     flags = os.O_CLOEXEC | os.O_NONBLOCK
+    descriptor = os.open(path, os.O_RDONLY | flags)
     try:
-        return os.open(path, os.O_RDWR | flags)
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
-        if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS, errno.EISDIR, errno.ETXTBSY):
-            raise
-        return os.open(path, os.O_RDONLY | flags)
+        if error.errno == errno.EBADF:
+            os.close(descriptor)
+            return os.open(path, os.O_RDWR | flags)
+    return descriptor
 
 
 def _held_here(path: Path) -> Held | None:

@@ -54,6 +54,7 @@ class LocalStore:
                 if check is not None:
                     check(temporary.descriptor)
                 replaces = _replaces(final, replace)
+                temporary.give_up_writing()
                 temporary.replace(final) if replaces else temporary.publish(final)
             finally:
                 self._drop(temporary.path)
@@ -268,7 +269,7 @@ def _temporary_path(directory: Path) -> Path:
     return directory / f"{TEMPORARY_PREFIX}{secrets.token_hex(8)}.tmp"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Temporary:
     """A locked file that is to become a checkpoint; ``path`` is its hidden name, which an unnamed one has not yet."""
 
@@ -281,6 +282,14 @@ class _Temporary:
     def descriptor(self) -> int:
         """The open file."""
         return self.held.descriptor
+
+    def give_up_writing(self) -> None:
+        """Hold the file without the right to write, with which no file system could be made read-only any more."""
+        if self.unnamed:
+            held = Held(os.open(f"/proc/self/fd/{self.descriptor}", os.O_RDONLY | os.O_CLOEXEC))
+            self.held.close()
+            held.lock()  # nobody comes in between: nobody else can see the file yet
+            self.held = held
 
     def replace(self, final: Path) -> None:
         """Let the file have the name ``final``, whatever had it."""
@@ -307,10 +316,11 @@ class _Temporary:
 @contextlib.contextmanager
 def _opened_temporary(directory: Path, disk: Disk, *, unnamed: bool) -> Iterator[_Temporary]:
     path, held = _unnamed_file(directory, disk) if unnamed else _locked_file(directory, disk)
+    temporary = _Temporary(held, path, unnamed, disk)
     try:
-        yield _Temporary(held, path, unnamed, disk)
+        yield temporary
     finally:
-        held.close()  # unless it is the lease's by now
+        temporary.held.close()  # unless it is the lease's by now
 
 
 def _takes_unnamed(directory: Path, disk: Disk) -> bool:
