@@ -26,7 +26,7 @@ def _alarm() -> Iterator[None]:
     """End a test that waits."""
 
     def wake(*_: object) -> None:
-        raise TimeoutError("waited for what is no checkpoint")
+        raise AssertionError("waited for what is no checkpoint")
 
     before = signal.signal(signal.SIGALRM, wake)
     signal.alarm(60)
@@ -104,7 +104,7 @@ def test_run_saves_between_what_is_no_file(zoo: Path) -> None:
 def test_trainer_looks_for_the_last_among_what_is_no_file(zoo: Path) -> None:
     """``ckpt_path="last"`` finds the checkpoint there, and waits for nothing."""
     told: list[str] = []
-    with pytest.raises(safepoint.RestoreError, match="last-fifo.ckpt: not a regular file"):
+    with pytest.raises(safepoint.RestoreError, match=r"last-fifo\.ckpt: not a regular file"):
         resume.newest_last(zoo, "last-fifo", ".ckpt", told.append)
     assert told == [f"{zoo / 'last-fifo.ckpt'} was skipped: not a regular file"]
     assert not resume.is_checkpoint(zoo / "last-fifo.ckpt")
