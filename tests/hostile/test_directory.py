@@ -17,7 +17,7 @@ from test_doors import make
 
 import safepoint
 from safepoint import archive
-from safepoint.catalog import Catalog, files_below
+from safepoint.catalog import Catalog, found_in
 from safepoint.integrations import resume
 
 
@@ -144,7 +144,7 @@ def test_directories_however_deep_are_looked_through(tmp_path: Path) -> None:
     finally:
         os.chdir(here)
     (tmp_path / "loop").symlink_to(tmp_path)
-    assert [path.name for path in files_below(tmp_path)] == ["a.ckpt"]
+    assert [path.name for path in found_in(tmp_path)] == ["a.ckpt"]
     assert len(Catalog.of(tmp_path).records) == 1
     subprocess.run(["rm", "-rf", str(tmp_path / "d")], check=True)
 
@@ -153,5 +153,5 @@ def test_directory_that_cannot_be_listed_shows_nothing(tmp_path: Path) -> None:
     """A folder of somebody else's in the directory is passed over."""
     files.write(tmp_path / "a.ckpt", files.manifest())
     (tmp_path / "closed").mkdir(mode=0)
-    assert [path.name for path in files_below(tmp_path)] == ["a.ckpt"]
-    assert files_below(tmp_path / "none") == []
+    assert [path.name for path in found_in(tmp_path)] == ["a.ckpt"]
+    assert found_in(tmp_path / "none") == []
