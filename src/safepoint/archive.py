@@ -18,7 +18,8 @@ from isal import isal_zlib
 from safepoint.errors import NotACheckpointError
 from safepoint.image import MANIFEST_RECORD
 
-MANIFEST_LIMIT_BYTES = 1 << 30
+MANIFEST_LIMIT_BYTES = 64 << 20
+"""What a manifest has at most: some 300,000 tensors. More is not saved, and not read."""
 
 _NAME = MANIFEST_RECORD.encode()
 _END = struct.Struct("<4s4H2IH")
@@ -50,10 +51,22 @@ class _Location(NamedTuple):
 
 
 def open_regular(path: str | os.PathLike[str]) -> int:
-    """Return a descriptor of the file at ``path``, for reading; what is no file is refused and never waited for."""
-    if not stat.S_ISREG(os.stat(path).st_mode):
+    """Return a descriptor of the file at ``path``, for reading; what is no file is refused and never waited for.
+
+    It is looked at before it is opened, which alone does something to some devices, and again afterwards: another thing
+    may have got the name meanwhile. Files of the kernel's that make their content up have no size.
+    """
+    if not _is_regular(os.stat(path)):
         raise ForeignFileError("not a regular file")
-    return os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
+    if not _is_regular(os.fstat(descriptor)):
+        os.close(descriptor)
+        raise ForeignFileError("not a regular file")
+    return descriptor
+
+
+def _is_regular(status: os.stat_result) -> bool:
+    return stat.S_ISREG(status.st_mode)
 
 
 def manifest_at(path: str | os.PathLike[str]) -> memoryview:
@@ -95,7 +108,8 @@ class _Source:
         self.size_bytes = os.fstat(descriptor).st_size
         self._descriptor = descriptor
         self._tail_offset = max(self.size_bytes - _TAIL_BYTES, 0)
-        self._tail = os.pread(descriptor, _TAIL_BYTES, self._tail_offset)
+        # Of nothing, nothing is read: files of the kernel's have no size, and some would be waited for.
+        self._tail = os.pread(descriptor, _TAIL_BYTES, self._tail_offset) if self.size_bytes else b""
 
     def tail(self, limit_bytes: int) -> bytes:
         """Return at most the last ``limit_bytes``."""

@@ -11,16 +11,17 @@ import functools
 import gc
 import io
 import pickle
-import random
 import sys
 import warnings
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from types import BuiltinFunctionType, FunctionType, NoneType
 from typing import Any
 
 import torch
+from torch import nn
 
 from safepoint.errors import CaptureError
 from safepoint.manifest import COUNT_LIMIT, Tensor
@@ -36,12 +37,13 @@ class Capture:
     The storages are the very objects that ``Tensor.untyped_storage()`` returns. Tensors are listed where their dtype,
     shape, offset and strides tell all of their bytes: not those that are conjugated, negated, quantised, sparse, nested
     or on the meta device, nor wrappers of other tensors, nor what a manifest cannot spell: dimensions of 2**62 or more,
-    and paths that are no Unicode.
+    and paths that are no Unicode. ``named`` are the classes and functions that the pickle names.
     """
 
     pickle: bytes
     storages: tuple[torch.UntypedStorage, ...]
     tensors: tuple[Tensor, ...]
+    named: frozenset[Any] = frozenset()
 
 
 def capture(state: object) -> Capture:
@@ -59,7 +61,23 @@ def capture(state: object) -> Capture:
         except Exception as error:  # a __reduce__ or __getstate__ in the state raises what it likes
             raise _refusal(state, error) from error
         found = pickler.found
-        return Capture(pickler.buffer.getvalue(), tuple(found.storages), tuple(_described(state, found)))
+        pickled = pickler.buffer.getvalue()
+        return Capture(pickled, tuple(found.storages), tuple(_described(state, found)), frozenset(pickler.named))
+
+
+@functools.lru_cache(maxsize=64)
+def untrusted(named: frozenset[Any]) -> tuple[str, ...]:
+    """Return those of ``named``, classes and functions, that ``weights_only=True`` does not load, by name.
+
+    The answer is torch's own, to a file with nothing else in it; what has been allowed by ``add_safe_globals`` is.
+    """
+    file = io.BytesIO()
+    try:
+        torch.save(list(named), file)
+        file.seek(0)
+        return tuple(sorted(torch.serialization.get_unsafe_globals_in_checkpoint(file)))
+    except Exception:  # noqa: BLE001 - to name them is a courtesy, and no reason to save nothing
+        return ()
 
 
 @contextmanager
@@ -137,19 +155,24 @@ class _Pickler(pickle.Pickler):
         self.buffer = io.BytesIO()
         super().__init__(self.buffer, protocol=PICKLE_PROTOCOL)
         self.found = _Found()
+        self.named: set[Any] = set()
         self.dispatch_table = {
             torch.Tensor: self.found.reduced,
-            torch.nn.Parameter: self.found.reduced_parameter,
+            nn.Parameter: self.found.reduced_parameter,
             **_refused(),
             **copyreg.dispatch_table,
         }
 
     def persistent_id(self, obj: object) -> tuple[str, type, str, str, int] | None:
         """Return torch's reference to a storage, or ``None`` for everything else; called for every object."""
-        if type(obj) not in _STORAGES:
+        kind = type(obj)
+        if kind in _ORDINARY:
             return None
         if isinstance(obj, _Reference):
             return obj.fields
+        if kind in _CALLABLE or isinstance(obj, type):
+            self.named.add(obj)
+            return None
         if isinstance(obj, torch.TypedStorage):
             return self.found.reference(obj.untyped(), obj.dtype)  # type: ignore[no-untyped-call]
         if isinstance(obj, torch.UntypedStorage):
@@ -157,9 +180,12 @@ class _Pickler(pickle.Pickler):
         return None
 
 
-_STORAGES = frozenset({_Reference, torch.TypedStorage, torch.UntypedStorage})
+_ORDINARY = frozenset(
+    {str, int, float, bool, NoneType, bytes, dict, list, tuple, OrderedDict, torch.Tensor, nn.Parameter}
+)
+_CALLABLE = frozenset({type, FunctionType, BuiltinFunctionType})
 
-_STORAGE_TYPES: dict[torch.dtype, type] = {
+STORAGE_TYPES: dict[torch.dtype, type] = {
     torch.float64: torch.DoubleStorage, torch.float32: torch.FloatStorage, torch.float16: torch.HalfStorage,
     torch.bfloat16: torch.BFloat16Storage, torch.int64: torch.LongStorage, torch.int32: torch.IntStorage,
     torch.int16: torch.ShortStorage, torch.int8: torch.CharStorage, torch.uint8: torch.ByteStorage,
@@ -194,7 +220,7 @@ class _Found:
 
     def reference(self, storage: torch.UntypedStorage, dtype: torch.dtype) -> tuple[str, type, str, str, int]:
         """Return torch's reference to ``storage`` as one of ``dtype``."""
-        kind = _STORAGE_TYPES.get(dtype)
+        kind = STORAGE_TYPES.get(dtype)
         if kind is None:
             raise CaptureError(f"is of {dtype}, which torch cannot save: convert it to another dtype.")
         return self._reference(storage, dtype, kind, storage.nbytes() // dtype.itemsize)
@@ -239,7 +265,7 @@ class _Found:
         self._note(tensor, *place)
         return recipe
 
-    def reduced_parameter(self, parameter: torch.nn.Parameter) -> tuple[Any, ...]:
+    def reduced_parameter(self, parameter: nn.Parameter) -> tuple[Any, ...]:
         """Return what ``parameter.__reduce_ex__`` returns, and note which tensor is its data."""
         recipe = _reduced(parameter)
         self._data_of[id(parameter)] = id(recipe[1][0])
@@ -270,7 +296,7 @@ def _is_plain(tensor: torch.Tensor) -> bool:
     return (
         (tensor.is_cpu or tensor.is_cuda)
         and tensor.layout is torch.strided
-        and tensor.dtype in _STORAGE_TYPES
+        and tensor.dtype in STORAGE_TYPES
         and not tensor.is_quantized
         and not tensor.is_nested
         and not tensor.is_conj()
@@ -336,29 +362,3 @@ def _spelled(key: object) -> str | None:
 
 
 _NODES = (torch.Tensor, dict, list, tuple)
-
-
-def rng_state() -> dict[str, Any]:
-    """Return the random state of Python, NumPy (if it is loaded) and torch, as plain values and tensors."""
-    state: dict[str, Any] = {"python": random.getstate(), "torch": torch.get_rng_state()}
-    if torch.cuda.is_available() and torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
-        state["cuda"] = torch.cuda.get_rng_state_all()
-    if (numpy := sys.modules.get("numpy")) is not None:
-        name, keys, *rest = numpy.random.get_state()
-        state["numpy"] = (name, keys.tolist(), *rest)
-    return state
-
-
-def set_rng_state(state: Mapping[str, Any]) -> None:
-    """Put back what ``rng_state`` returned."""
-    random.setstate(_tuples(state["python"]))
-    torch.set_rng_state(state["torch"])
-    if "cuda" in state and torch.cuda.is_available():
-        torch.cuda.set_rng_state_all(state["cuda"])
-    if "numpy" in state and (numpy := sys.modules.get("numpy")) is not None:
-        numpy.random.set_state(tuple(state["numpy"]))
-
-
-def _tuples(value: Any) -> Any:
-    """Return ``value`` with lists as tuples, as ``random.setstate`` wants them."""
-    return tuple(_tuples(item) for item in value) if isinstance(value, list | tuple) else value

@@ -7,7 +7,8 @@ histories are read once more, from the newest checkpoint of each run.
 
 from __future__ import annotations
 
-import glob
+import contextlib
+import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from safepoint import reader
 from safepoint.archive import ForeignFileError
 from safepoint.background import Background
-from safepoint.errors import CheckpointError
+from safepoint.errors import CheckpointError, plain
 from safepoint.manifest import HistoryEntry, Summary, decoded_history
 from safepoint.naming import EXTENSION, TEMPORARY_PREFIX
 from safepoint.records import Fate, Record
@@ -53,7 +54,7 @@ class Catalog:
         records: list[Record] = []
         for path, size_bytes, told in _read_all(found_in(directory, extension)):
             if isinstance(told, Exception):
-                unreadable[path] = str(told)
+                unreadable[path] = plain(str(told))
                 if isinstance(told, ForeignFileError):
                     foreign.add(path)
             else:
@@ -90,9 +91,20 @@ class Catalog:
 
 
 def found_in(directory: Path, extension: str = EXTENSION) -> list[Path]:
-    """Return what may be a checkpoint by its name, below ``directory``, sorted."""
-    found = sorted(directory.rglob(f"*{glob.escape(extension)}"))
-    return [path for path in found if not path.name.startswith(TEMPORARY_PREFIX)]
+    """Return all that is named like a checkpoint in ``directory`` and below, sorted; temporaries are none.
+
+    A symbolic link is followed as a file, never as a directory; a directory that cannot be listed has nothing to show.
+    """
+    found: list[Path] = []
+    pending = [str(directory)]
+    while pending:
+        with contextlib.suppress(OSError), os.scandir(pending.pop()) as entries:
+            for entry in entries:
+                if entry.name.endswith(extension) and not entry.name.startswith(TEMPORARY_PREFIX):
+                    found.append(Path(entry.path))
+                if entry.is_dir(follow_symlinks=False):
+                    pending.append(entry.path)
+    return sorted(found)
 
 
 def best_of(records: tuple[Record, ...], metric: str, mode: Mode = "min") -> Record | None:

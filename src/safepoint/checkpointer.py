@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 import time
-import warnings
 from collections import deque
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
@@ -17,11 +16,10 @@ import torch
 
 from safepoint import restore as restoring
 from safepoint import schedule
-from safepoint.capture import rng_state, set_rng_state
 from safepoint.catalog import Catalog, best_of
 from safepoint.claim import told_of_the_living
 from safepoint.deferral import Live
-from safepoint.errors import ConfigurationError, MissingMetricError, SaveError
+from safepoint.errors import ConfigurationError, MissingMetricError, SaveError, plain, warn
 from safepoint.excluded import Excluder
 from safepoint.keep import Mode, PreservationPolicy
 from safepoint.ledger import Ledger
@@ -29,6 +27,7 @@ from safepoint.loading import Trust
 from safepoint.measured import Measured
 from safepoint.naming import check_template, first_free
 from safepoint.pipeline import OnError, Options, Pipeline, Snapshot, Staging
+from safepoint.randomness import rng_state, set_rng_state
 from safepoint.records import NO_METRICS, Event, EventKind, Progress, Record, Save, SaveStats
 from safepoint.run import Run, Settled
 from safepoint.signals import Signals
@@ -333,7 +332,7 @@ class Checkpointer:
         elif settled.durable and self._run.idle:
             self._schedule = schedule.secured(self._schedule, settled.stats[-1].write_s)
         for stats in settled.stats:
-            logger.info("%s", stats)
+            logger.info("%s", plain(str(stats)))
         self._stats += settled.stats
         self._run.report(settled)
 
@@ -411,10 +410,9 @@ class Checkpointer:
             return
         self._alone = True
         if others := catalog.records:
-            warnings.warn(
+            warn(
                 f"{self.directory} holds {len(others)} checkpoints of another run; they stay, and do not count for "
                 f"keep=. {told_of_the_living(catalog) or 'Call restore() first to go on with that run.'}",
-                RuntimeWarning,
                 stacklevel=5,
             )
 

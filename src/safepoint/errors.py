@@ -14,20 +14,61 @@
     ├── RunAliveError                       the run to go on with is still alive in another process
     └── StateMismatchError                  a sound checkpoint, of another model or optimizer
 
-Every message says what is wrong, where, and what to do about it.
+Every message says what is wrong, where, and what to do about it. What it repeats of a file (a name, a metric, a path)
+can be anything: ``plain`` takes from it what a terminal would obey, in errors, warnings, and what is logged or printed.
 """
 
 from __future__ import annotations
 
 import difflib
+import warnings
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
 
+_LONGEST_MESSAGE = 100_000
+_LONGEST_NAME = 500
+
+
 class SafepointError(Exception):
     """Be the root of every error that Safepoint raises on purpose."""
+
+    def __init__(self, *arguments: object) -> None:
+        super().__init__(*(plain(found) if isinstance(found, str) else found for found in arguments))
+
+    def add_note(self, note: str) -> None:
+        """Add a note, as plain text."""
+        super().add_note(plain(note))
+
+
+def plain(text: str) -> str:
+    """Return ``text`` without what a terminal obeys, escaped as in Python; its lines stay lines, absurd length goes.
+
+    Escaped is what cannot be seen: control codes, what changes the direction of writing, and bytes of a file's name
+    that are no Unicode. Letters of every language stay.
+    """
+    if len(text) > _LONGEST_MESSAGE:
+        text = f"{text[:_LONGEST_MESSAGE]}... (cut off)"
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in text)
+
+
+def shortened(name: str) -> str:
+    """Return ``name``, cut where no honest one is that long."""
+    return name if len(name) <= _LONGEST_NAME else f"{name[:_LONGEST_NAME]}..."
+
+
+def in_line(text: str) -> str:
+    """Return ``text`` as ``plain`` does, in one line."""
+    return plain(text).replace("\n", "\\n")
+
+
+def warn(message: str, stacklevel: int) -> None:
+    """Warn of ``message``, as plain text; ``stacklevel`` counts from the caller on, as in ``warnings.warn``."""
+    warnings.warn(plain(message), RuntimeWarning, stacklevel=stacklevel + 1)
 
 
 class ConfigurationError(SafepointError, ValueError):

@@ -29,6 +29,7 @@ _FLAGS_UTF8 = 0x0800
 _FLAG_DESCRIPTOR = 0x0008
 _LOCAL_HEADER_BYTES = 30
 _PADDING_HEADER_BYTES = 4
+_CRC_OFFSET = 16
 
 _CONSTANT_RECORDS = (
     (f"{ROOT}/.format_version", b"1"),
@@ -128,6 +129,16 @@ def directory(layout: Layout, crcs: dict[str, int]) -> bytes:
     start = layout.manifest.end
     headers = b"".join(_central_header(entry, crcs[entry.name]) for entry in entries)
     return headers + _end_records(len(entries), len(headers), start)
+
+
+def crcs_in(directory: bytes, layout: Layout) -> dict[str, int]:
+    """Return the CRC-32 of each record, by its name, as a central directory tells them if it is that of ``layout``."""
+    found: dict[str, int] = {}
+    at = 0
+    for entry in layout.entries:
+        found[entry.name] = int.from_bytes(directory[at + _CRC_OFFSET : at + _CRC_OFFSET + 4], "little")
+        at += len(_central_header(entry, 0))
+    return found
 
 
 def frame(layout: Layout, crcs: dict[str, int]) -> Iterator[tuple[int, bytes]]:

@@ -15,6 +15,7 @@ import torch
 from safepoint.loading import KeyOf
 
 Path = tuple[object, ...]
+_DEEPEST = 64
 Place = tuple[Path, torch.dtype, torch.Size, tuple[int, ...], int]
 """Where a tensor is found in the state, and how it lies on its storage: dtype, shape, strides, offset."""
 
@@ -118,7 +119,10 @@ def _in_entries(saved: Mapping[str, object]) -> Iterator[tuple[Path, torch.Tenso
 
 
 def _tensors(root: object, path: Path) -> Iterator[tuple[Path, torch.Tensor]]:
-    """Yield the tensors in nested mappings, lists and tuples, however deep, visiting each of those once."""
+    """Yield the tensors in nested mappings, lists and tuples, visiting each of those once.
+
+    What lies absurdly deep has a place that nothing else has: a path for each would take the square of their number.
+    """
     pending: list[tuple[Path, object]] = [(path, root)]
     seen: set[int] = set()
     while pending:
@@ -128,7 +132,8 @@ def _tensors(root: object, path: Path) -> Iterator[tuple[Path, torch.Tensor]]:
         elif id(node) not in seen and isinstance(node, Mapping | list | tuple):
             seen.add(id(node))
             inner = node.items() if isinstance(node, Mapping) else enumerate(node)
-            pending += [((*path, key), value) for key, value in inner]
+            deep = len(path) > _DEEPEST
+            pending += [((object(),) if deep else (*path, key), value) for key, value in inner]
 
 
 def _is_plain(tensor: torch.Tensor) -> bool:
@@ -137,7 +142,7 @@ def _is_plain(tensor: torch.Tensor) -> bool:
         type(tensor) in (torch.Tensor, torch.nn.Parameter)
         and tensor.layout is torch.strided
         and tensor.device.type != "meta"
-        and not (tensor.is_quantized or tensor.is_conj() or tensor.is_neg())
+        and not (tensor.is_nested or tensor.is_quantized or tensor.is_conj() or tensor.is_neg())
     )
 
 

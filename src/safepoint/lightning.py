@@ -8,7 +8,7 @@ from lightning.pytorch.plugins.io import AsyncCheckpointIO, CheckpointIO, TorchC
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 
-from safepoint.errors import ConfigurationError
+from safepoint.errors import ConfigurationError, plain
 from safepoint.integrations.framework import Framework, interceptor
 from safepoint.integrations.model_checkpoint import ModelCheckpointBody
 
@@ -24,8 +24,8 @@ class ModelCheckpoint(ModelCheckpointBody, _Original):
 
     framework = Framework(
         misconfiguration=MisconfigurationError,
-        info=rank_zero_info,
-        warn=rank_zero_warn,
+        info=lambda message: rank_zero_info(plain(message)),
+        warn=lambda message: rank_zero_warn(plain(message), stacklevel=5),
         interceptor=interceptor(CheckpointIO),
         torch_io=TorchCheckpointIO,
         async_io=AsyncCheckpointIO,

@@ -8,18 +8,29 @@ exchange each. This file knows torch and files; it knows no live object.
 from __future__ import annotations
 
 import contextlib
+import functools
+import io
 import os
 import pickle
-import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from safepoint import memory, reader
+from safepoint import memory, pickles, reader
 from safepoint.background import Background
-from safepoint.errors import CheckpointError, ConfigurationError, DamagedCheckpointError, NotACheckpointError
+from safepoint.calls import Known
+from safepoint.capture import STORAGE_TYPES
+from safepoint.errors import (
+    CheckpointError,
+    ConfigurationError,
+    DamagedCheckpointError,
+    NotACheckpointError,
+    plain,
+    shortened,
+    warn,
+)
 from safepoint.image import Layout
 from safepoint.reader import Opened
 
@@ -28,6 +39,7 @@ Trust = Iterable[Callable[..., Any] | tuple[Callable[..., Any], str]]
 KeyOf = Callable[[torch.UntypedStorage], int | None]
 """Which storage of the file, by its number, a storage that torch has mapped is."""
 _WORTH_A_THREAD_BYTES = 1 << 20
+_WORTH_ASKING_BYTES = 1 << 28
 
 
 def load(
@@ -47,7 +59,8 @@ def load(
     Raises:
         NotACheckpointError: Safepoint did not write the file.
         DamagedCheckpointError: the file does not match its digests; the message names the tensors.
-        CheckpointError: the state needs a class that is neither safe nor in ``trust``.
+        CheckpointError: the state needs a class that is neither safe nor in ``trust``, is none that PyTorch saves, or
+            does not fit into memory.
         ConfigurationError: ``trust`` is no list of classes and functions.
         OSError: the file cannot be read.
 
@@ -58,11 +71,10 @@ def load(
     except pickle.UnpicklingError as error:
         raise refusal(path, error, ", or weights_only=False to let it run any code") from error
     if left_out:
-        first = next(iter(left_out))
-        warnings.warn(
+        first = shortened(next(iter(left_out)))
+        warn(
             f"{path} was saved with exclude_frozen=True: {len(left_out)} frozen tensors (such as {first!r}) are not in "
             "it; take them from where the run took them, and load the rest with strict=False.",
-            RuntimeWarning,
             stacklevel=2,
         )
     return state
@@ -94,16 +106,109 @@ def _can_be_trusted(found: object) -> bool:
 def read_state(
     path: Path, map_location: MapLocation = None, *, mmap: bool = False, weights_only: bool | None
 ) -> tuple[Any, Mapping[str, str]]:
-    """Return what ``load`` does, and what was left out of it; what the unpickler raises stays as it is."""
+    """Return what ``load`` does, and what was left out of it; what the unpickler refuses comes out as it is."""
     with _opened(path) as checkpoint:
-        if mmap or (map_location is not None and str(map_location) != "cpu"):
-            _check(path, list(reader.problems(checkpoint)))
-            state = torch.load(_source(checkpoint), map_location, mmap=mmap, weights_only=weights_only)
-            return state, checkpoint.manifest.excluded
-        storages = [fresh(blob.size_bytes) for blob in checkpoint.manifest.storages]
-        _check(path, fill(checkpoint, storages))
-        state = build(checkpoint, storages, map_location, weights_only=weights_only)
+        sizes = [blob.size_bytes for blob in checkpoint.manifest.storages]
+        if not mmap and str(map_location) != "meta":
+            check_room(
+                sum(sizes) if map_location is None or str(map_location) == "cpu" else max(sizes, default=0), path
+            )
+        with _told(path, is_restricted=_is_restricted(weights_only)):
+            state = _loaded(checkpoint, sizes, path, map_location, mmap=mmap, weights_only=weights_only)
         return state, checkpoint.manifest.excluded
+
+
+def _loaded(
+    checkpoint: Opened,
+    sizes: list[int],
+    path: Path,
+    map_location: MapLocation,
+    *,
+    mmap: bool,
+    weights_only: bool | None,
+) -> Any:
+    """Verify the file and build the state, in one pass where the tensors stay on the CPU."""
+    if mmap or (map_location is not None and str(map_location) != "cpu"):
+        _check(path, list(reader.problems(checkpoint)))
+        if _is_restricted(weights_only):
+            check_pickle(checkpoint, checkpoint.sound_pickle())
+        with _sparse_checked(map_location):
+            return torch.load(_source(checkpoint), map_location, mmap=mmap, weights_only=weights_only)
+    storages = [fresh(size) for size in sizes]
+    _check(path, fill(checkpoint, storages))
+    if _is_restricted(weights_only):
+        check_pickle(checkpoint, checkpoint.sound_pickle())
+    return build(checkpoint, storages, map_location, weights_only=weights_only)
+
+
+def check_room(needed_bytes: int, path: Path) -> None:
+    """Raise a CheckpointError if there is less memory left: a file that is mostly a hole costs its writer nothing."""
+    if needed_bytes > _WORTH_ASKING_BYTES and needed_bytes > (left_bytes := memory.available_bytes()):
+        raise CheckpointError(
+            f"{path} holds tensors of {needed_bytes / 1e9:.1f} GB, and there are {left_bytes / 1e9:.1f} GB of memory "
+            "left: load it with mmap=True, or where there is more."
+        )
+
+
+def check_pickle(checkpoint: Opened, pickled: bytes | None) -> None:
+    """Raise a CheckpointError if the structure of the state is none that PyTorch writes: see ``pickles``."""
+    sizes = [blob.size_bytes for blob in checkpoint.manifest.storages]
+    pickles.check(pickled or b"", sizes, _known())
+
+
+@functools.cache
+def _known() -> Known:
+    bits = {str(dtype): dtype.itemsize * 8 for dtype in vars(torch).values() if isinstance(dtype, torch.dtype)}
+    bits |= {"torch.quint4x2": 4, "torch.quint2x4": 2}
+    kinds = {f"{kind.__module__}.{kind.__qualname__}": bits[str(dtype)] for dtype, kind in STORAGE_TYPES.items()}
+    return Known({**bits, **kinds, "torch.storage.UntypedStorage": 8}, functools.partial(hasattr, torch.Tensor))
+
+
+def _is_restricted(weights_only: bool | None) -> bool:  # noqa: FBT001 - torch's
+    """Tell whether torch would unpickle with its restricted unpickler; ``None`` leaves that to the environment."""
+    if weights_only is None:
+        return os.environ.get("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "").lower() not in ("1", "y", "yes", "true")
+    return weights_only
+
+
+@contextlib.contextmanager
+def _told(path: Path, *, is_restricted: bool) -> Iterator[None]:
+    """Say in our own words what else goes wrong with a file that is sound, if it is its own fault."""
+    try:
+        yield
+    except pickle.UnpicklingError as error:
+        raise pickle.UnpicklingError(plain(str(error))) from None
+    except DamagedCheckpointError:
+        raise
+    except CheckpointError as error:
+        raise CheckpointError(f"{path} is sound, but {error}.") from None
+    except Exception as error:
+        if not is_restricted or isinstance(error, OSError):
+            raise
+        raise CheckpointError(f"{path} is sound, and its state cannot be built: {error}.") from error
+
+
+@contextlib.contextmanager
+def _sparse_checked(map_location: MapLocation = None) -> Iterator[None]:
+    """Have torch look whether the indices of sparse tensors are within their shapes; on no device there are none."""
+    enabled = str(map_location) != "meta"
+    try:
+        with torch.sparse.check_sparse_tensor_invariants(enabled):  # type: ignore[no-untyped-call]
+            yield
+    except BaseException:
+        _let_torch_forget()
+        raise
+
+
+def _let_torch_forget() -> None:
+    """Load something else: torch keeps the sparse tensors of a load that failed, to be looked at by the next.
+
+    They may lie in a mapped file, which may be gone or shorter by then.
+    """
+    file = io.BytesIO()
+    torch.save({}, file)
+    with contextlib.suppress(Exception), torch.sparse.check_sparse_tensor_invariants(enable=False):  # type: ignore[no-untyped-call]
+        torch.load(io.BytesIO(file.getvalue()), weights_only=True)
 
 
 def check_sound(path: Path) -> None:
@@ -125,7 +230,7 @@ def refusal(path: str | os.PathLike[str], error: pickle.UnpicklingError, otherwi
 def structure(checkpoint: Opened) -> tuple[Any, KeyOf]:
     """Return the state with tensors that are mapped, unread and unverified, and what tells their storages apart.
 
-    ``data.pkl`` must have been found sound.
+    ``data.pkl`` and the index must have been found sound.
     """
     mapped = _Mapped(checkpoint.layout)
 
@@ -133,10 +238,11 @@ def structure(checkpoint: Opened) -> tuple[Any, KeyOf]:
         mapped.key_of(storage)
         return storage
 
-    try:
-        return torch.load(_source(checkpoint), noted, mmap=True, weights_only=True), mapped.find
-    except RuntimeError:  # as in build
-        return torch.load(_source(checkpoint), "cpu", mmap=True, weights_only=True), lambda _: None
+    with _sparse_checked():
+        try:
+            return torch.load(_source(checkpoint), noted, mmap=True, weights_only=True), mapped.find
+        except RuntimeError:  # as in build
+            return torch.load(_source(checkpoint), "cpu", mmap=True, weights_only=True), lambda _: None
 
 
 def fill(checkpoint: Opened, storages: Sequence[torch.UntypedStorage]) -> list[str]:
@@ -185,12 +291,13 @@ def build(
             return filled
         return torch.serialization.default_restore_location(filled, location)  # type: ignore[no-untyped-call]
 
-    try:
-        return torch.load(_source(checkpoint), handed_out, mmap=True, weights_only=weights_only)
-    except RuntimeError:
-        # Tensors that torch rebuilds without a storage take no callable (and a later torch may map in another way);
-        # the file has been found sound, and can be read once more.
-        return torch.load(_source(checkpoint), map_location, weights_only=weights_only)
+    with _sparse_checked():
+        try:
+            return torch.load(_source(checkpoint), handed_out, mmap=True, weights_only=weights_only)
+        except RuntimeError:
+            # Tensors that torch rebuilds without a storage take no callable (and a later torch may map in another way);
+            # the file has been found sound, and can be read once more.
+            return torch.load(_source(checkpoint), map_location, weights_only=weights_only)
 
 
 def fresh(size_bytes: int) -> torch.UntypedStorage:

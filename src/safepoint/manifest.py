@@ -8,12 +8,13 @@ encodes, parses and validates; it reads no disk and no tensor.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, TypeVar
+from typing import Annotated, Literal, TypeVar
 
 import msgspec
 
-from safepoint.errors import NotACheckpointError
-from safepoint.records import Fate, Number, Progress, Record, SaveStats, decoded_metrics, encoded_metrics
+from safepoint.errors import CaptureError, ConfigurationError, NotACheckpointError
+from safepoint.naming import check_contained
+from safepoint.records import Fate, Progress, Record, SaveStats, decoded_metrics, encoded_metrics
 
 FORMAT_VERSION = 1
 HISTORY_LIMIT = 1000
@@ -22,7 +23,13 @@ HISTORY_LIMIT = 1000
 _MALFORMED = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
 COUNT_LIMIT = 2**62
+METRICS_LIMIT = 10_000
+"""How many metrics, and how many reasons, a checkpoint has at most: a catalog keeps them all in memory."""
 Count = Annotated[int, msgspec.Meta(ge=0, lt=COUNT_LIMIT)]
+# A run counts on from where it is restored, and what it saves then must be readable again.
+Start = Annotated[int, msgspec.Meta(ge=0, lt=2**48)]
+Measure = float | Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)] | Literal["nan", "inf", "-inf"]
+Metrics = Annotated[dict[str, Measure], msgspec.Meta(max_length=METRICS_LIMIT)]
 Digest = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{32}$")]
 
 
@@ -50,9 +57,9 @@ class Tensor(msgspec.Struct, frozen=True, omit_defaults=True):
 class Position(msgspec.Struct, frozen=True):
     """Where the run goes on: see ``records.Progress``."""
 
-    step: Count
-    epoch: Count
-    batch: Count
+    step: Start
+    epoch: Start
+    batch: Start
 
 
 class Stats(msgspec.Struct, frozen=True):
@@ -73,7 +80,7 @@ class HistoryEntry(msgspec.Struct, frozen=True, omit_defaults=True):
     name: str
     step: Count
     epoch: Count
-    metrics: dict[str, Number]
+    metrics: Metrics
     time: float
     kept: bool
     reason: str
@@ -91,12 +98,12 @@ class Summary(msgspec.Struct, frozen=True, omit_defaults=True):
     run: str
     step: Count
     epoch: Count
-    metrics: dict[str, Number]
+    metrics: Metrics
     time: float
-    reasons: tuple[str, ...]
+    reasons: Annotated[tuple[str, ...], msgspec.Meta(max_length=METRICS_LIMIT)]
     pinned: bool
     position: Position | None
-    measured_at: dict[str, Count] = {}
+    measured_at: Annotated[dict[str, Count], msgspec.Meta(max_length=METRICS_LIMIT)] = {}
 
     def record(self, path: Path, size_bytes: int) -> Record:
         """Return the record of the checkpoint that was found at ``path``."""
@@ -143,6 +150,17 @@ def encode(manifest: Manifest) -> bytes:
     return msgspec.json.encode(manifest)
 
 
+def check_readable(manifest: Manifest) -> None:
+    """Raise a CaptureError if ``manifest`` says what ``decode`` refuses: nobody could read the checkpoint again."""
+    if max(manifest.step, manifest.epoch) >= COUNT_LIMIT:
+        raise CaptureError(f"step {manifest.step} of epoch {manifest.epoch} is none that a training comes to.")
+    counts = (len(manifest.metrics), len(manifest.reasons), len(manifest.measured_at))
+    if max(counts) > METRICS_LIMIT:
+        raise CaptureError(
+            f"{max(counts)} metrics are more than the {METRICS_LIMIT} that a checkpoint holds: pass less."
+        )
+
+
 def decode(data: bytes | memoryview) -> Manifest:
     """Return the manifest in ``data``.
 
@@ -153,6 +171,7 @@ def decode(data: bytes | memoryview) -> Manifest:
     manifest = _decoded(data, Manifest)
     if any(tensor.storage >= len(manifest.storages) for tensor in manifest.tensors):
         raise NotACheckpointError("its manifest is malformed: a tensor names a storage that is not there")
+    _check_names(manifest.history)
     return manifest
 
 
@@ -173,7 +192,18 @@ def decode_history(data: bytes | memoryview) -> tuple[HistoryEntry, ...]:
         NotACheckpointError: as ``decode`` does, for the history.
 
     """
-    return _decoded(data, _Told).history
+    history = _decoded(data, _Told).history
+    _check_names(history)
+    return history
+
+
+def _check_names(history: tuple[HistoryEntry, ...]) -> None:
+    """Refuse a history with a name that is none in its directory: a run that goes on with it may remove or replace."""
+    try:
+        for entry in history:
+            check_contained(entry.name, owner="a name in its history")
+    except ConfigurationError as error:
+        raise NotACheckpointError(f"its manifest is malformed: {error}") from None
 
 
 def encoded_history(fates: tuple[Fate, ...], directory: Path) -> tuple[HistoryEntry, ...]:

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import functools
 import importlib.metadata
+import math
 import platform
+import sys
 import time
-import warnings
 import weakref
 from collections import deque
 from collections.abc import Mapping, Sequence
@@ -22,9 +23,9 @@ from uuid import uuid4
 import torch
 
 from safepoint import room
-from safepoint.capture import Capture, capture
+from safepoint.capture import Capture, capture, untrusted
 from safepoint.deferral import Barrier, Live
-from safepoint.errors import ConfigurationError
+from safepoint.errors import ConfigurationError, shortened, warn
 from safepoint.frozen import Frozen
 from safepoint.image import Layout, lay_out
 from safepoint.ledger import Ledger, Proposal
@@ -134,6 +135,8 @@ class Pipeline:
         self._ring: HostBuffer | None = None
         self._said_that_it_streams = False
         self._said_that_room_ends = False
+        self._named: frozenset[object] = frozenset()
+        self._told_of: set[str] = set()
         self._under_way: deque[tuple[Part, ...]] = deque()  # of the jobs queued, in their order
         self._last_time = 0.0
         self._last_size_bytes = 0
@@ -152,7 +155,7 @@ class Pipeline:
             step=snapshot.step,
             epoch=snapshot.epoch,
             metrics=dict(snapshot.metrics),
-            time=max(time.time(), self._last_time + 1e-6),
+            time=max(time.time(), min(math.nextafter(self._last_time + 1e-6, math.inf), sys.float_info.max)),
             size_bytes=self._last_size_bytes,
             reasons=snapshot.reasons,
             pinned=snapshot.pinned,
@@ -174,7 +177,7 @@ class Pipeline:
             self.directory, free_bytes, size_bytes, at_most=at_most, held_bytes=sum(held.values())
         )
         if found is not None:
-            warnings.warn(found, RuntimeWarning, stacklevel=5)
+            warn(found, stacklevel=5)
 
     def save(self, state: object, snapshot: Snapshot, parts: Sequence[Part], live: Live = NOTHING_LIVE) -> bool:
         """Stage ``state`` once and queue it under the names of all ``parts``; return once it is staged.
@@ -215,6 +218,7 @@ class Pipeline:
             if isinstance(staged, StagedLive):
                 staged.abandon()
             raise
+        self._warn_of_classes(captured)
         return holds_up
 
     def _staged(self, captured: Capture, layout: Layout, live: Live) -> tuple[Staged, float]:
@@ -237,12 +241,26 @@ class Pipeline:
     def _say_that_it_streams(self, size_bytes: int) -> None:
         if not self._said_that_it_streams:
             self._said_that_it_streams = True
-            warnings.warn(
+            warn(
                 f"checkpoints of {size_bytes / 1e9:.2f} GB do not fit into the host memory allowed for them "
                 f"({self._pool.max_host_bytes / 1e9:.2f} GB): each goes to disk through a buffer of {RING_BYTES >> 20} "
                 "MiB while training waits. Give a larger max_host_bytes=, or exclude_frozen=True if most weights are"
                 " frozen.",
-                RuntimeWarning,
+                stacklevel=6,
+            )
+
+    def _warn_of_classes(self, captured: Capture) -> None:
+        """Say once of each class and function in the state that a later load will not take it on trust."""
+        if captured.named <= self._named:
+            return
+        self._named |= captured.named
+        new = [name for name in untrusted(captured.named) if name not in self._told_of]
+        if new:
+            self._told_of.update(new)
+            warn(
+                f"the state needs {', '.join(map(shortened, new))}, which PyTorch loads only if it is told to: a file "
+                "can make classes do anything. To load the checkpoints, pass trust=[...] with these, or "
+                "weights_only=False, in Lightning to trainer.fit(ckpt_path=...); or take them out of the state.",
                 stacklevel=6,
             )
 
@@ -292,7 +310,7 @@ class Pipeline:
             return
         found = room.shortage_ahead(outcome.job.path, outcome.free_bytes, outcome.job.seal.size_bytes)
         if found is not None and not self._said_that_room_ends:
-            warnings.warn(found, RuntimeWarning, stacklevel=6)
+            warn(found, stacklevel=6)
         self._said_that_room_ends = found is not None
 
     def wait(self) -> None:

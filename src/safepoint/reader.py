@@ -15,8 +15,8 @@ from typing import BinaryIO
 from safepoint import archive, image
 from safepoint.archive import ForeignFileError
 from safepoint.checksums import Checksums, checksums
-from safepoint.errors import NotACheckpointError
-from safepoint.image import Entry, Layout
+from safepoint.errors import NotACheckpointError, shortened
+from safepoint.image import Layout
 from safepoint.manifest import HistoryEntry, Manifest, Summary, decode, decode_history, decode_summary
 from safepoint.stores import direct
 
@@ -46,14 +46,34 @@ class Opened:
         """The size of the file."""
         return os.fstat(self.file.fileno()).st_size
 
-    @property
-    def has_sound_pickle(self) -> bool:
-        """Whether ``data.pkl``, which tells how the state is built, matches its digest."""
-        entry, sums = self.layout.pickle, Checksums()
-        for offset in range(entry.data_offset, entry.data_offset + entry.size_bytes, _PIECE_BYTES):
-            length = min(_PIECE_BYTES, entry.data_offset + entry.size_bytes - offset)
-            sums.update(os.pread(self.file.fileno(), length, offset))
-        return sums.digest == self.manifest.pickle.digest
+    def sound_pickle(self) -> bytes | None:
+        """Return ``data.pkl``, which tells how the state is built, ``None`` if it does not match its digest."""
+        entry = self.layout.pickle
+        data = self._read(entry.data_offset, entry.size_bytes)
+        return data if checksums(data).digest == self.manifest.pickle.digest else None
+
+    def has_sound_index(self) -> bool:
+        """Tell whether any reader of zip archives finds in the file what the manifest speaks of, and where it does.
+
+        What tells where the records are is compared byte by byte, and so is what torch reads besides ``data.pkl`` and
+        the storages. The storages' own headers are left to ``problems``.
+        """
+        layout = self.layout
+        for entry, content in ((layout.pickle, b""), *layout.constants):
+            wanted = image.local_header(entry) + content
+            if self._read(entry.header_offset, len(wanted)) != wanted:
+                return False
+        start = layout.manifest.end
+        directory = self._read(start, self.size_bytes - start)
+        return directory == image.directory(layout, image.crcs_in(directory, layout))
+
+    def _read(self, offset: int, size_bytes: int) -> bytes:
+        """Return as much of ``size_bytes`` as is there."""
+        pieces: list[bytes] = []
+        while size_bytes > 0 and (piece := os.pread(self.file.fileno(), min(size_bytes, _PIECE_BYTES), offset)):
+            pieces.append(piece)
+            offset, size_bytes = offset + len(piece), size_bytes - len(piece)
+        return b"".join(pieces)
 
     @property
     def digests(self) -> dict[str, str]:
@@ -64,18 +84,16 @@ class Opened:
         known |= {e.name: checksums(content).digest for e, content in layout.constants}
         return {**known, layout.manifest.name: checksums(self.manifest_bytes).digest}
 
-    def subject(self, entry: Entry) -> str:
-        """Return what a person calls the record ``entry``."""
-        if entry == self.layout.pickle:
-            return "the structure of the state (data.pkl)"
-        if entry not in self.layout.storages:
-            return f"the archive's own record {entry.name!r}"
-        key = self.layout.storages.index(entry)
-        named = [repr(tensor.path) for tensor in self.manifest.tensors if tensor.storage == key]
-        if not named:
-            return f"storage {key}"
-        more = f" (and {len(named) - 1} more on its storage)" if len(named) > 1 else ""
-        return f"tensor {named[0]}{more}"
+    def subjects(self) -> dict[str, str]:
+        """Return what a person calls each record, by the record's name: all at once, as there may be a million."""
+        paths: list[list[str]] = [[] for _ in self.layout.storages]
+        for tensor in self.manifest.tensors:
+            paths[tensor.storage].append(tensor.path)
+        called = {entry.name: f"the archive's own record {entry.name!r}" for entry in self.layout.entries}
+        called |= {
+            e.name: _tensors(key, on_it) for key, (e, on_it) in enumerate(zip(self.layout.storages, paths, strict=True))
+        }
+        return {**called, self.layout.pickle.name: "the structure of the state (data.pkl)"}
 
 
 @contextlib.contextmanager
@@ -95,13 +113,14 @@ def _taken_in(file: BinaryIO) -> Opened:
     data = archive.manifest_bytes(file.fileno())
     manifest = decode(data)
     sizes = [blob.size_bytes for blob in manifest.storages]
-    _check_fits(manifest.pickle.size_bytes + sum(sizes), os.fstat(file.fileno()).st_size)
+    _check_fits(manifest.pickle.size_bytes, sizes, os.fstat(file.fileno()).st_size)
     return Opened(file, manifest, data, image.lay_out(manifest.pickle.size_bytes, sizes, len(data)))
 
 
-def _check_fits(data_bytes: int, size_bytes: int) -> None:
+def _check_fits(pickle_bytes: int, storage_bytes: list[int], size_bytes: int) -> None:
     """Refuse a manifest that speaks of more data than the file has, before anybody makes room for it."""
-    if data_bytes > size_bytes:
+    data_bytes = pickle_bytes + sum(storage_bytes)
+    if max(data_bytes, len(storage_bytes) * image.ALIGNMENT_BYTES) > size_bytes:  # each begins a page
         raise NotACheckpointError(f"cut off: its manifest speaks of {data_bytes} bytes of data in {size_bytes} bytes")
 
 
@@ -186,6 +205,7 @@ def problems(checkpoint: Opened, sink: Sink | None = None) -> Iterator[str]:
 def _record_problems(checkpoint: Opened, stream: _Stream, crcs: dict[str, int], sink: Sink | None) -> Iterator[str]:
     """Take every record from ``stream``, and its CRC-32 into ``crcs``."""
     digests, keys = checkpoint.digests, {entry.name: key for key, entry in enumerate(checkpoint.layout.storages)}
+    subjects: dict[str, str] = {}
     for entry in checkpoint.layout.entries:
         if stream.read(entry.data_offset - entry.header_offset) != image.local_header(entry):
             yield _own_bytes(entry.header_offset)
@@ -200,9 +220,17 @@ def _record_problems(checkpoint: Opened, stream: _Stream, crcs: dict[str, int], 
         crcs[entry.name] = sums.crc
         if sums.digest != digests[entry.name]:
             crcs[entry.name] = int.from_bytes(behind[4:8], "little")  # one problem, told once
-            yield f"{checkpoint.subject(entry)} does not match its digest"
+            subjects = subjects or checkpoint.subjects()
+            yield f"{subjects[entry.name]} does not match its digest"
         if behind != image.descriptor(entry, crcs[entry.name]):
             yield _own_bytes(entry.data_offset + entry.size_bytes)
+
+
+def _tensors(key: int, paths: list[str]) -> str:
+    if not paths:
+        return f"storage {key}"
+    more = f" (and {len(paths) - 1} more on its storage)" if len(paths) > 1 else ""
+    return f"tensor {shortened(paths[0])!r}{more}"
 
 
 class _Stream:

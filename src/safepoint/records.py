@@ -18,6 +18,7 @@ Metrics = Mapping[str, float]
 
 NO_METRICS: Metrics = MappingProxyType({})
 
+_INTEGER_LIMIT = 2**63
 Number = float | int | Literal["nan", "inf", "-inf"]
 """A metric in JSON, which knows no NaN and no infinity."""
 
@@ -197,12 +198,18 @@ class Progress:
 
 def encoded_metrics(metrics: Metrics) -> dict[str, Number]:
     """Return ``metrics`` as JSON can hold them."""
-    return {name: value if math.isfinite(value) else _spelled(value) for name, value in metrics.items()}
+    return {name: _encoded(value) for name, value in metrics.items()}
 
 
 def decoded_metrics(metrics: Mapping[str, Number]) -> Metrics:
     """Return the metrics that ``encoded_metrics`` was given."""
     return {name: float(value) if isinstance(value, str) else value for name, value in metrics.items()}
+
+
+def _encoded(value: float) -> Number:
+    if not math.isfinite(value):
+        return _spelled(value)
+    return value if -_INTEGER_LIMIT <= value < _INTEGER_LIMIT else float(value)
 
 
 def _spelled(value: float) -> Literal["nan", "inf", "-inf"]:

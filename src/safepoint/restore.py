@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import pickle
-import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,12 +17,24 @@ import torch
 
 from safepoint import loading, reader
 from safepoint.catalog import Catalog
-from safepoint.errors import CheckpointError, NotACheckpointError, RestoreError, RunAliveError, StateMismatchError
+from safepoint.errors import (
+    CheckpointError,
+    NotACheckpointError,
+    RestoreError,
+    RunAliveError,
+    StateMismatchError,
+    in_line,
+    plain,
+    shortened,
+    warn,
+)
 from safepoint.excluded import below, compare, put_in
 from safepoint.in_place import has_own_way, live_storages, own_ways
 from safepoint.loading import KeyOf, Trust
+from safepoint.randomness import has_rng_state
 from safepoint.reader import Opened
 from safepoint.records import Progress, Record
+from safepoint.transfer import tensors_in
 
 logger = logging.getLogger("safepoint")
 
@@ -34,6 +45,7 @@ _TORN = (
     "Tensors of the objects in state= may hold parts of a damaged checkpoint by now: build these objects anew before "
     "you use them."
 )
+_SMALL_BYTES = 64 << 20
 _BEGUN = "The objects in state= may hold parts of it by now: build them anew before you use them."
 
 
@@ -127,12 +139,13 @@ def _read(objects: Mapping[str, object], path: Path, own: str) -> tuple[Progress
     try:
         with reader.opened(path) as checkpoint:
             saved, key_of = _structure(checkpoint, path)
-            saved.pop(own, None)
             left_out = checkpoint.manifest.excluded
             _put_live_in(objects, saved, left_out)
-            progress = _fitting(checkpoint, objects, saved, path)
+            progress = _fitting(checkpoint, objects, saved, own, path)
+            saved.pop(own)
             sizes = [blob.size_bytes for blob in checkpoint.manifest.storages]
             live = live_storages(objects, saved, key_of, sizes)
+            loading.check_room(sum(size for key, size in enumerate(sizes) if key not in live), path)
             storages = [live[key] if key in live else loading.fresh(size) for key, size in enumerate(sizes)]
             _fill(checkpoint, storages, may_tear=bool(live))
             state = _built(checkpoint, storages, path)
@@ -147,7 +160,7 @@ def _put_live_in(objects: Mapping[str, object], saved: Mapping[str, Any], left_o
     """Put the live tensors of modules into ``saved`` where it was saved without them."""
     for name, target in objects.items():
         own = below(name, left_out)
-        if own and isinstance(target, torch.nn.Module) and name in saved:
+        if own and isinstance(target, torch.nn.Module) and isinstance(saved.get(name), dict):
             put_in(saved[name], target.state_dict(), own)
 
 
@@ -157,9 +170,9 @@ def _tell_of_left_out(objects: Mapping[str, object], left_out: Mapping[str, str]
         if own and isinstance(target, torch.nn.Module):
             told = compare(target.state_dict(), own)
             if told.is_whole:
-                logger.info("%s: of state[%r], %s", path, name, told)
+                logger.info("%s", plain(f"{path}: of state[{name!r}], {told}"))
             else:
-                warnings.warn(f"{path}: of state[{name!r}], {told}.", RuntimeWarning, stacklevel=5)
+                warn(f"{path}: of state[{name!r}], {told}.", stacklevel=5)
 
 
 def _fill(checkpoint: Opened, storages: Sequence[torch.UntypedStorage], *, may_tear: bool) -> None:
@@ -173,15 +186,21 @@ def _fill(checkpoint: Opened, storages: Sequence[torch.UntypedStorage], *, may_t
 
 def _structure(checkpoint: Opened, path: Path) -> tuple[dict[str, Any], KeyOf]:
     """Return the state without its data, built from a pickle that has been verified."""
-    if not checkpoint.has_sound_pickle:
+    pickled = checkpoint.sound_pickle()
+    if pickled is None or not checkpoint.has_sound_index():
         _check(checkpoint)
     try:
-        return loading.structure(checkpoint)
+        loading.check_pickle(checkpoint, pickled)
+        state, key_of = loading.structure(checkpoint)
     except Exception as error:
         _check(checkpoint)  # what is damaged is skipped, whatever it holds
         if isinstance(error, pickle.UnpicklingError):
             raise loading.refusal(path, error) from error
         raise CheckpointError(f"{path} is sound, and its state cannot be built: {error}.") from error
+    if not isinstance(state, dict):
+        _check(checkpoint)
+        raise StateMismatchError(f"{path} holds no entries, but a {type(state).__name__}: safepoint.load() reads it.")
+    return state, key_of
 
 
 def _built(checkpoint: Opened, storages: Sequence[torch.UntypedStorage], path: Path) -> dict[str, Any]:
@@ -192,7 +211,9 @@ def _built(checkpoint: Opened, storages: Sequence[torch.UntypedStorage], path: P
     return state
 
 
-def _fitting(checkpoint: Opened, objects: Mapping[str, object], saved: Mapping[str, Any], path: Path) -> Progress:
+def _fitting(
+    checkpoint: Opened, objects: Mapping[str, object], saved: Mapping[str, Any], own: str, path: Path
+) -> Progress:
     """Return where to go on, if the checkpoint fits ``objects``.
 
     Raises:
@@ -200,7 +221,7 @@ def _fitting(checkpoint: Opened, objects: Mapping[str, object], saved: Mapping[s
 
     """
     progress = checkpoint.manifest.progress(path)
-    differences = [] if progress is None else list(_differences(objects, saved))
+    differences = [] if progress is None else list(_differences(objects, saved, own))
     if progress is not None and not differences:
         return progress
     _check(checkpoint)  # as in _structure
@@ -226,12 +247,12 @@ def _warn_of(skipped: Mapping[Path, str], catalog: Catalog) -> None:
     """Warn of what may be newer than what is restored: what did not verify, and what does not even tell its age."""
     ageless = {path: problem for path, problem in catalog.unreadable.items() if path not in catalog.foreign}
     for path, problem in {**skipped, **ageless}.items():
-        warnings.warn(f"{path} was skipped and left alone: {problem}", RuntimeWarning, stacklevel=4)
+        warn(f"{path} was skipped and left alone: {problem}", stacklevel=4)
 
 
 def _put_back(objects: Mapping[str, object], saved: Mapping[str, Any], path: Path) -> None:
-    if unused := sorted(saved.keys() - objects.keys()):
-        warnings.warn(f"{path} also holds {', '.join(unused)}, which state= does not name: not restored", stacklevel=4)
+    if unused := _listed(saved.keys() - objects.keys()):
+        warn(f"{path} also holds {unused}, which state= does not name: not restored", stacklevel=4)
     for name, target in objects.items():
         _load_into(name, target, saved[name], path)
 
@@ -247,10 +268,16 @@ def _load_into(name: str, target: Any, saved: Any, path: Path) -> None:
         raise StateMismatchError(f"{path}: state[{name!r}] refuses what was saved of it: {error}. {_BEGUN}") from error
 
 
-def _differences(objects: Mapping[str, object], saved: Mapping[str, Any]) -> Iterator[str]:
+def _listed(names: Iterable[object]) -> str:
+    return ", ".join(sorted(in_line(shortened(str(name))) for name in names))
+
+
+def _differences(objects: Mapping[str, object], saved: Mapping[str, Any], own: str) -> Iterator[str]:
+    if not isinstance(saved.get(own), dict) or not has_rng_state(saved[own].get("rng")):
+        yield f"{own}: the checkpoint holds no random state that can be put back"
     for name, target in objects.items():
         if name not in saved:
-            yield f"{name}: not in the checkpoint, which holds {', '.join(sorted(saved)) or 'nothing'}"
+            yield f"{name}: not in the checkpoint, which holds {_listed(saved.keys() - {own}) or 'nothing'}"
         elif isinstance(target, torch.nn.Module):
             yield from _module_differences(name, target, saved[name])
         elif isinstance(target, torch.optim.Optimizer):
@@ -277,7 +304,7 @@ def _state_differences(name: str, live: Mapping[str, Any], saved: Mapping[str, A
     for key in sorted(live.keys() - saved.keys()):
         yield f"{name}.{key}: not in the checkpoint"
     for key in sorted(saved.keys() - live.keys()):
-        yield f"{name}.{key}: in the checkpoint, but not in the model"
+        yield f"{name}.{in_line(shortened(key))}: in the checkpoint, but not in the model"
     for key in sorted(live.keys() & saved.keys()):
         if key.rpartition(".")[2] == "_extra_state":
             continue  # may be anything
@@ -298,6 +325,13 @@ def _optimizer_differences(name: str, live: torch.optim.Optimizer, saved: Any) -
         yield _other_kind(name, "an optimizer", saved)
     elif here != there:
         yield f"{name}: parameter groups of {there} parameters in the checkpoint, of {here} in the optimizer"
+    elif any(_is_inflated(tensor) for tensor in tensors_in(saved["state"])):
+        yield f"{name}: a tensor in the checkpoint has many more elements than data, which no optimizer's has"
+
+
+def _is_inflated(tensor: torch.Tensor) -> bool:
+    """Tell whether a copy of ``tensor``, as an optimizer makes one to convert it, would take much that no file had."""
+    return tensor.nbytes > max(_SMALL_BYTES, tensor.untyped_storage().nbytes())
 
 
 def _group_lengths(saved: Any) -> list[int] | None:

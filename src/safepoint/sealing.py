@@ -14,9 +14,11 @@ from typing import Protocol
 import msgspec
 
 from safepoint import image
+from safepoint.archive import MANIFEST_LIMIT_BYTES
 from safepoint.checksums import Checksums, checksums
+from safepoint.errors import CaptureError
 from safepoint.image import ALIGNMENT_BYTES, Entry, Layout
-from safepoint.manifest import Blob, Manifest, encode
+from safepoint.manifest import Blob, Manifest, check_readable, encode
 from safepoint.stores import Chunk, Unchanged
 
 SLAB_BYTES = 32 << 20
@@ -46,13 +48,23 @@ class Seal:
     """The file of one checkpoint in the making. ``size_bytes`` is known before anything is digested.
 
     ``draft`` is the manifest without sizes and digests.
+
+    Raises:
+        CaptureError: the manifest could not be read again.
+
     """
 
     def __init__(self, layout: Layout, draft: Manifest) -> None:
+        check_readable(draft)
         self._draft = msgspec.structs.replace(
             draft, pickle=_blob(layout.pickle, _UNKNOWN), storages=tuple(_blob(e, _UNKNOWN) for e in layout.storages)
         )
         self._manifest_bytes = len(encode(self._draft))  # a digest is always as long as an unknown one
+        if self._manifest_bytes > MANIFEST_LIMIT_BYTES:
+            raise CaptureError(
+                f"the state has {len(draft.tensors)} tensors, and its manifest {self._manifest_bytes >> 20} MiB, more "
+                f"than the {MANIFEST_LIMIT_BYTES >> 20} MiB that are read again: put fewer, larger tensors into it."
+            )
         self.layout = image.lay_out(
             layout.pickle.size_bytes, [entry.size_bytes for entry in layout.storages], self._manifest_bytes
         )

@@ -330,6 +330,7 @@ class Custom:
     """A class that PyTorch does not hold for safe."""
 
 
+@pytest.mark.filterwarnings("ignore:the state needs:RuntimeWarning")  # as said when it is saved
 def test_load_of_an_unsafe_class_needs_trust(tmp_path: Path) -> None:
     """A class outside PyTorch's safe list is named, and loaded only if it is trusted."""
     with make(tmp_path, state={"notes": {"thing": Custom()}}) as checkpointer:
@@ -352,6 +353,7 @@ def test_trust_that_is_no_list_of_classes_is_refused(tmp_path: Path, trust: Any)
         safepoint.load(tmp_path / "epoch=0-step=1.ckpt", trust=trust)
 
 
+@pytest.mark.filterwarnings("ignore:the state needs:RuntimeWarning")  # as said when it is saved
 def test_restore_of_an_unsafe_class_needs_trust(tmp_path: Path) -> None:
     """A scheduler that has a NumPy number in its state is restored by those who trust what makes one."""
     scheduler = torch.optim.lr_scheduler.StepLR(Training().optimizer, 3)

@@ -95,6 +95,7 @@ def test_checkpoint_of_another_program_is_left_to_the_plugin(framework: Framewor
     assert loaded == ["b.ckpt"]
 
 
+@pytest.mark.filterwarnings("ignore:the state needs:RuntimeWarning")  # as said when it is saved
 def test_class_that_may_not_be_loaded_is_refused_as_by_the_plugin(framework: Framework, tmp_path: Path) -> None:
     """The unpickler's own error comes out, which its users know, and weights_only=False loads the class."""
     state = {"notes": {"path": Path("x")}}

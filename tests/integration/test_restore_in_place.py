@@ -376,6 +376,7 @@ def test_mismatch_behind_a_damaged_one_says_that_tensors_are_torn(tmp_path: Path
         make(tmp_path, training.state).restore()
 
 
+@pytest.mark.filterwarnings("ignore:the state needs:RuntimeWarning")  # as said when it is saved
 def test_refusal_behind_a_damaged_one_says_that_tensors_are_torn(tmp_path: Path) -> None:
     """If the newest is damaged and the one before it cannot be loaded safely, the error tells of both."""
     training = Training()
@@ -401,6 +402,7 @@ def test_state_that_cannot_be_built_is_told(tmp_path: Path) -> None:
         make(tmp_path, state).restore()
 
 
+@pytest.mark.filterwarnings("ignore:the state needs:RuntimeWarning")  # as said when it is saved
 def test_restore_of_an_unsafe_class_changes_nothing(tmp_path: Path) -> None:
     """A class that may not be loaded is named, before anything is changed."""
     training = Training()

@@ -15,9 +15,10 @@ import pytest
 import torch
 from contents import content, torch_content
 
-from safepoint.capture import capture, rng_state, set_rng_state
+from safepoint.capture import capture
 from safepoint.errors import CaptureError
 from safepoint.manifest import Tensor
+from safepoint.randomness import rng_state, set_rng_state
 
 DTYPES = [
     torch.float64,

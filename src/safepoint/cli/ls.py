@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from safepoint.cli import output
+from safepoint.errors import in_line
 
 if TYPE_CHECKING:
     from safepoint.catalog import Catalog
@@ -66,13 +67,13 @@ def _table(catalog: Catalog) -> Iterator[str]:
 
 def _row(record: Record, catalog: Catalog, now: float) -> tuple[str, ...]:
     return (
-        output.plain(record.path.relative_to(catalog.directory).as_posix()),
+        in_line(record.path.relative_to(catalog.directory).as_posix()),
         str(record.step),
         str(record.epoch),
-        output.plain(output.metrics(record.metrics)),
+        in_line(output.metrics(record.metrics)),
         output.size(record.size_bytes),
         output.age(now - record.time),
-        output.plain(_why(record, catalog.fates.get(record.path))),
+        in_line(_why(record, catalog.fates.get(record.path))),
     )
 
 

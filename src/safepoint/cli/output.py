@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, NoReturn
 
 import typer
 
+from safepoint.errors import in_line
+
 if TYPE_CHECKING:
     from safepoint.records import Metrics
 
@@ -29,20 +31,13 @@ def width() -> int:
 
 def line(text: str, colour: str | None = None, *, bold: bool | None = None, dim: bool | None = None) -> None:
     """Print one line to standard output, styled if that is a terminal and the user has not set ``NO_COLOR``."""
-    typer.secho(plain(text), fg=colour, bold=bold, dim=dim, color=False if os.environ.get("NO_COLOR") else None)
+    typer.secho(in_line(text), fg=colour, bold=bold, dim=dim, color=False if os.environ.get("NO_COLOR") else None)
 
 
 def fail(message: str) -> NoReturn:
     """Print one line to standard error and end with exit code 2."""
-    typer.echo(plain(f"safepoint: {message}"), err=True)
+    typer.echo(in_line(f"safepoint: {message}"), err=True)
     raise typer.Exit(UNUSABLE)
-
-
-def plain(text: str) -> str:
-    """Return ``text`` with nothing in it that a terminal would obey: names and metrics come from files."""
-    if text.isprintable():
-        return text
-    return "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in text)
 
 
 def size(size_bytes: int) -> str:
@@ -67,6 +62,6 @@ def metrics(values: Metrics) -> str:
 
 def existing(path: Path) -> Path:
     """Return ``path``, or fail if nothing is there."""
-    if not path.exists():
+    if not os.path.exists(path):
         fail(f"{path}: no such file or directory; give the directory of a run.")
     return path

@@ -36,12 +36,13 @@ def verify(
 
 
 def _checkpoints(path: Path) -> Iterator[Path]:
-    from safepoint.naming import EXTENSION, TEMPORARY_PREFIX
+    from safepoint.catalog import found_in
+    from safepoint.naming import EXTENSION
 
     if not path.is_dir():
         yield path
         return
-    found = [file for file in sorted(path.rglob(f"*{EXTENSION}")) if not file.name.startswith(TEMPORARY_PREFIX)]
+    found = found_in(path)
     if not found:
         output.fail(f"{path} holds no {EXTENSION} file; give the directory of a run.")
     yield from found

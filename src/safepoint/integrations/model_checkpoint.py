@@ -232,6 +232,7 @@ class ModelCheckpointBody(Saving):
         """Go on with what an earlier run held, whether its callback was this one or the framework's own."""
         if self.dirpath is not None:
             state_dict = resume.rebased(state_dict, Path(self.dirpath))
+            state_dict = resume.believed(state_dict, Path(self.dirpath), self.FILE_EXTENSION, self._resumed_from)
         super().load_state_dict(state_dict)  # type: ignore[misc]
         if self._run is None:
             return

@@ -9,9 +9,11 @@ import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
-from safepoint import reader
+from torch import Tensor
+
+from safepoint import archive, reader
 from safepoint.archive import ForeignFileError
 from safepoint.catalog import Catalog
 from safepoint.claim import told_of_the_living
@@ -51,9 +53,9 @@ def is_checkpoint(path: Path) -> bool:
 
 def _may_be_a_zip(path: Path) -> bool:
     """Tell whether ``path`` begins or ends like a zip, or has lost its beginning: other kinds of checkpoints do not."""
-    with path.open("rb") as file:
+    with _opened(path) as file:
         head = file.read(4)
-    return b"PK\x03\x04".startswith(head) or not any(head) or zipfile.is_zipfile(path)
+        return b"PK\x03\x04".startswith(head) or not any(head) or zipfile.is_zipfile(file)
 
 
 def instead_of(path: Path) -> str:
@@ -76,6 +78,30 @@ def _others_beside(path: Path) -> Iterator[Path]:
             yield file
 
 
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[BinaryIO]:
+    """Open a file; what is none is never waited for."""
+    with os.fdopen(archive.open_regular(path), "rb") as file:
+        yield file
+
+
+def _is_zip(path: Path) -> bool:
+    """Tell whether ``path`` is a file, and looks like a whole zip archive."""
+    try:
+        with _opened(path) as file:
+            return zipfile.is_zipfile(file)
+    except (CheckpointError, OSError):
+        return False
+
+
+def _changed_at(path: Path) -> float:
+    """Return when ``path`` was changed, long ago for what is gone."""
+    try:
+        return path.stat().st_mtime
+    except OSError:
+        return 0.0
+
+
 def newest_last(directory: Path, name: str, extension: str, warn: Callable[[str], None]) -> Path | None:
     """Return the newest sound checkpoint called ``name``, ``name-v1``, ...; else the newest sound one of any name.
 
@@ -96,8 +122,8 @@ def newest_last(directory: Path, name: str, extension: str, warn: Callable[[str]
     for path in named:
         if _sound(path, skipped, warn):
             return path
-    for path in sorted(unreadable, key=lambda path: path.stat().st_mtime, reverse=True):
-        if path in catalog.foreign and (path.is_dir() or zipfile.is_zipfile(path)):
+    for path in sorted(unreadable, key=_changed_at, reverse=True):
+        if path in catalog.foreign and (path.is_dir() or _is_zip(path)):
             return path
         skipped[path] = catalog.unreadable[path]
         warn(f"{path} was skipped: {skipped[path]}")
@@ -133,6 +159,48 @@ def living(directory: Path, extension: str) -> str | None:
     return told_of_the_living(Catalog.of(directory, extension))
 
 
+def believed(state: dict[str, Any], directory: Path, extension: str, resumed_from: Path | None) -> dict[str, Any]:
+    """Return a callback's ``state`` without the paths in ``directory`` that its run cannot have saved.
+
+    What the callback holds it may remove and replace, and a checkpoint can name anything. What lies elsewhere is only
+    shown.
+
+    Raises:
+        CheckpointError: it is no state of a callback.
+
+    """
+    held = state.get("best_k_models", {})
+    if not isinstance(held, dict) or not all(
+        isinstance(score, Tensor) and score.numel() == 1 for score in held.values()
+    ):
+        raise CheckpointError("the checkpoint's best_k_models are none: it was not saved by a ModelCheckpoint.")
+    inside = Path(os.path.realpath(directory))
+    run = None if resumed_from is None or resumed_from.parent != inside else _run_of(resumed_from)
+
+    def is_its(name: object) -> bool:
+        path = Path(name) if isinstance(name, str) else Path()
+        if ".." in path.parts or "\0" in str(path):
+            return False
+        if not path.is_relative_to(directory) or not path.exists():
+            return True
+        is_there = path.name.endswith(extension) and Path(os.path.realpath(path.parent)).is_relative_to(inside)
+        return is_there and (run is None or _run_of(path) in (None, run))
+
+    paths = {key: state[key] if is_its(state[key]) else "" for key in _PATHS if key in state}
+    return {**state, **paths, "best_k_models": {name: score for name, score in held.items() if is_its(name)}}
+
+
+_PATHS = ("best_model_path", "kth_best_model_path", "last_model_path")
+
+
+def _run_of(path: Path) -> str | None:
+    """Return the run that saved ``path``, ``None`` if another program did."""
+    try:
+        return reader.read_summary(path).run
+    except (CheckpointError, OSError):
+        return None
+
+
 def rebased(state: dict[str, Any], directory: Path) -> dict[str, Any]:
     """Return a callback's ``state`` with its paths in ``directory``, if what it held was moved or copied there.
 
@@ -148,7 +216,7 @@ def rebased(state: dict[str, Any], directory: Path) -> dict[str, Any]:
         return str(there) if there is not None and there.exists() else ""
 
     held = {moved(name): score for name, score in state.get("best_k_models", {}).items() if moved(name)}
-    paths = {key: moved(state.get(key, "")) for key in ("best_model_path", "kth_best_model_path", "last_model_path")}
+    paths = {key: moved(state.get(key, "")) for key in _PATHS}
     if not held and not any(paths.values()):
         return state
     return {**state, **paths, "best_k_models": held, "dirpath": str(directory)}
