@@ -109,7 +109,7 @@ class _Source:
         self._descriptor = descriptor
         self._tail_offset = max(self.size_bytes - _TAIL_BYTES, 0)
         # Of nothing, nothing is read: files of the kernel's have no size, and some would be waited for.
-        self._tail = os.pread(descriptor, _TAIL_BYTES, self._tail_offset) if self.size_bytes else b""
+        self._tail = _read_at(descriptor, _TAIL_BYTES, self._tail_offset) if self.size_bytes else b""
 
     def tail(self, limit_bytes: int) -> bytes:
         """Return at most the last ``limit_bytes``."""
@@ -123,10 +123,21 @@ class _Source:
         if offset >= self._tail_offset:
             data = self._tail[offset - self._tail_offset :][:size_bytes]
         else:
-            data = os.pread(self._descriptor, size_bytes, offset)
+            data = _read_at(self._descriptor, size_bytes, offset)
         if len(data) != size_bytes:
             raise _broken("it became shorter while it was read")
         return data
+
+
+def _read_at(descriptor: int, size_bytes: int, offset: int) -> bytes:
+    """Return at most ``size_bytes`` from ``offset``, fewer only at the end of the file.
+
+    In front of a block that cannot be read, one call stops short without an error; the next one tells it.
+    """
+    data = os.pread(descriptor, size_bytes, offset)
+    while len(data) < size_bytes and (more := os.pread(descriptor, size_bytes - len(data), offset + len(data))):
+        data += more
+    return data
 
 
 def _locate(source: _Source) -> _Location:
@@ -140,6 +151,8 @@ def _locate(source: _Source) -> _Location:
                 return _checked(*found, directory_offset=start)
             if _resembles(entry):
                 raise _broken("the manifest's entry in its directory is not what it must be")
+    if not _ends_with_an_entry(source, start, end):
+        raise _broken("the last entry of its directory is not whole")
     raise ForeignFileError("it holds no Safepoint manifest: another program wrote it")
 
 
@@ -157,6 +170,27 @@ def _directory(source: _Source) -> tuple[int, int]:
     if start + size_bytes != end:
         raise _broken("its directory is not where its end record says")
     return start, end
+
+
+def _ends_with_an_entry(source: _Source, start: int, end: int) -> bool:
+    """Tell whether the directory is empty or its last entry is whole; one that is damaged may have been the manifest's.
+
+    It ends where the directory ends, and the header that it points to bears the same name.
+    """
+    if start == end:
+        return True
+    tail = source.read(max(start, end - _TAIL_BYTES), min(end - start, _TAIL_BYTES))
+    found = tail.rfind(b"PK\x01\x02")
+    if not 0 <= found <= len(tail) - _CENTRAL.size:
+        return False
+    *_, name_bytes, extra_bytes, comment_bytes, _, _, _, offset = _CENTRAL.unpack_from(tail, found)
+    name_offset = found + _CENTRAL.size
+    if name_offset + name_bytes + extra_bytes + comment_bytes != len(tail):
+        return False
+    if offset == _UINT32_MAX:  # it stands elsewhere, and what is so large is not looked at any closer
+        return True
+    header = source.read(offset, _LOCAL.size + name_bytes)
+    return header.startswith(b"PK\x03\x04") and header[_LOCAL.size :] == tail[name_offset:][:name_bytes]
 
 
 def _end_record(source: _Source) -> int:

@@ -29,12 +29,6 @@ from safepoint.catalog import Catalog
 pytestmark = [OLD_TREESPEC, NOT_EMPTY]
 
 WIDTH = 64  # of a weight that fills four blocks
-WHY = {
-    2: "Input/output error",
-    3: "Input/output error",
-    # What lies in front of the block that cannot be read comes without an error.
-    4: "it became shorter while it was read",
-}
 
 
 def make(directory: Path, state: dict[str, Any]) -> Checkpointer:
@@ -107,7 +101,7 @@ def _rot(image: Path, needles: set[bytes]) -> None:
                 found = disk.find(needle, found + 1)
 
 
-@pytest.mark.parametrize("number", [2, 3])
+@pytest.mark.parametrize("number", [2, 3, 4])
 def test_read_error_is_raised_by_verify_and_load(disk: Disk, number: int) -> None:
     """The system's error comes out as it is, and names the file."""
     path = disk.step(number)
@@ -129,7 +123,7 @@ def test_restore_passes_over_what_cannot_be_read(disk: Disk) -> None:
     for number in (2, 3, 4):
         start = f"{disk.step(number)} was skipped and left alone: "
         (message,) = (str(warning.message) for warning in told if str(warning.message).startswith(start))
-        assert WHY[number] in message
+        assert "Input/output error" in message
     assert equal(training.weights(), disk.first)
     assert len(list(disk.run.iterdir())) == 4
 
@@ -156,9 +150,7 @@ def test_command_line_tells_what_cannot_be_read(disk: Disk) -> None:
     lines = result.stdout.splitlines()
     assert (result.returncode, result.stderr, lines[-1]) == (1, "", "3 of 4 not sound")
     assert lines[0] == f"{disk.step(1)}: sound"
-    for number in (2, 3, 4):
-        assert lines[number - 1].startswith(f"{disk.step(number)}: ")
-        assert WHY[number] in lines[number - 1]
+    assert lines[1:4] == [f"{disk.step(number)}: cannot be read: Input/output error" for number in (2, 3, 4)]
 
 
 @pytest.mark.parametrize("framework", FRAMEWORKS, ids=lambda framework: framework.name)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -159,6 +160,22 @@ def test_if_all_are_damaged_the_error_lists_them(tmp_path: Path) -> None:
         make(tmp_path, Model().state).restore()
     for number, why in ((1, "tensor 'model.0.bias'"), (2, "the structure"), (3, "no whole zip archive")):
         assert f"  {step(tmp_path, number)}: {why}" in str(caught.value)
+
+
+@pytest.mark.parametrize("with_bytes", [bytes, lambda size_bytes: b"x" * size_bytes], ids=["zeros", "others"])
+def test_file_whose_directory_is_lost_is_no_other_programs(tmp_path: Path, with_bytes: Callable[[int], bytes]) -> None:
+    """Where a block ends just behind the directory, its end records tell of one that is gone: that is damage.
+
+    A file that another program wrote would be passed over in silence.
+    """
+    trained(tmp_path, [1.0, 2.0])
+    newest = step(tmp_path, 2)
+    sample = Sample.of(newest)
+    end = len(sample.data) - 98
+    for lost in (1, 40, 78, 400):
+        spoil.put(newest, sample.data[: end - lost] + with_bytes(lost) + sample.data[end:])
+        with pytest.warns(RuntimeWarning, match=r"step=2\.ckpt was skipped and left alone: no whole zip archive"):
+            assert make(tmp_path, Model().state).restore().step == 1
 
 
 # How the run goes on.

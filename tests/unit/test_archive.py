@@ -150,7 +150,7 @@ def _file_of(tail: bytes) -> Callable[[Path], None]:
     [
         (_file_of(_entry() + _end(len(_entry()), FAR)), "does not lie in front of its directory"),
         (_file_of(_entry(size=2**32 - 1) + _end(len(_entry()), FAR)), "compressed or absurdly long"),
-        (_file_of(_end(FAR, 0)), "holds no Safepoint manifest"),
+        (_file_of(_end(FAR, 0)), "the last entry of its directory is not whole"),
         (_file_of(_end(2**64 - 1, 1)), "not where its end record says"),
         (_file_of(_end(0, 2**63)), "not where its end record says"),
         (_file_of(_entry(extra=_extra(2**63), offset=2**32 - 1) + _end(89, FAR)), "in front of"),

@@ -160,10 +160,10 @@ def living(directory: Path, extension: str) -> str | None:
 
 
 def believed(state: dict[str, Any], directory: Path, extension: str, resumed_from: Path | None) -> dict[str, Any]:
-    """Return a callback's ``state`` without the paths in ``directory`` that its run cannot have saved.
+    """Return a callback's ``state`` without the paths in ``directory`` that its run cannot be seen to have saved.
 
-    What the callback holds it may remove and replace, and a checkpoint can name anything. What lies elsewhere is only
-    shown.
+    What the callback holds it may remove and replace, a checkpoint can name anything, and what is damaged is left where
+    it is. What lies elsewhere is only shown.
 
     Raises:
         CheckpointError: it is no state of a callback.
@@ -184,7 +184,8 @@ def believed(state: dict[str, Any], directory: Path, extension: str, resumed_fro
         if not path.is_relative_to(directory) or not path.exists():
             return True
         is_there = path.name.endswith(extension) and Path(os.path.realpath(path.parent)).is_relative_to(inside)
-        return is_there and (run is None or _run_of(path) in (None, run))
+        found = _run_of(path)
+        return is_there and (found is not None if run is None else found in ("", run))
 
     paths = {key: state[key] if is_its(state[key]) else "" for key in _PATHS if key in state}
     return {**state, **paths, "best_k_models": {name: score for name, score in held.items() if is_its(name)}}
@@ -194,9 +195,9 @@ _PATHS = ("best_model_path", "kth_best_model_path", "last_model_path")
 
 
 def _run_of(path: Path) -> str | None:
-    """Return the run that saved ``path``, ``None`` if another program did."""
+    """Return the run that saved ``path``, "" if another program did, ``None`` if nobody can tell."""
     try:
-        return reader.read_summary(path).run
+        return reader.read_summary(path).run if is_checkpoint(path) else ""
     except (CheckpointError, OSError):
         return None
 
