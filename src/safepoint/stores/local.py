@@ -140,9 +140,17 @@ class LocalStore:
         if final.parent not in self._prepared:
             self._sync_above(final.parent)
             self._unnamed[final.parent] = _takes_unnamed(final.parent, self._disk)
-            clean(final.parent, self._disk)
-            self._prepared.add(final.parent)
+            self._clean(final.parent)
         return final
+
+    def _clean(self, directory: Path) -> None:
+        """Remove what dead writers left; if something refuses to go, it is tried again before the next write."""
+        self._prepared.add(directory)
+        for path in _temporaries(directory):
+            try:
+                _removed_if_abandoned(path, self._disk)
+            except OSError:
+                self._prepared.discard(directory)
 
     def _sync_above(self, directory: Path) -> None:
         """Make durable what leads to ``directory``: whoever made that, a moment ago perhaps, need not have done so."""
@@ -233,14 +241,18 @@ def clean(directory: Path, disk: Disk = _DISK) -> list[Path]:
     """Remove the temporaries that dead writers left in ``directory``, and return their paths.
 
     A living writer, in this process or in another, holds a lock on its own; so does one on another machine where the
-    file system shares locks. Where locks are refused, nothing is removed.
+    file system shares locks. Where locks are refused, nothing is removed. What refuses to go stays.
     """
-    if not directory.is_dir():
-        return []
-    return [path for path in _temporaries(directory) if _removed_if_abandoned(path, disk)]
+    removed: list[Path] = []
+    for path in _temporaries(directory):
+        with contextlib.suppress(OSError):
+            removed += [path] if _removed_if_abandoned(path, disk) else []
+    return removed
 
 
 def _temporaries(directory: Path) -> list[Path]:
+    if not directory.is_dir():
+        return []
     return [path for path in directory.iterdir() if path.name.startswith(TEMPORARY_PREFIX)]
 
 
@@ -255,11 +267,12 @@ def _removed_if_abandoned(path: Path, disk: Disk) -> bool:
     try:
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
             return False
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            return False
         # Under the lock: a writer that gets the lock after this finds its file gone, and makes another.
         disk.unlink(path)
-    except OSError:
-        return False
     finally:
         os.close(descriptor)
     return True
