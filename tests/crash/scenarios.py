@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -115,9 +116,7 @@ def lightning_goes_on(directory: Path, session: Session, *, save_last: Any = Tru
 
 def _fit(directory: Path, session: Session, save_last: Any, batches: int, *, last: bool) -> None:
     framework = models.FRAMEWORKS[0]
-    newest = directory / "last.ckpt"
-    resumes = newest.exists()
-    begin = Catalog.of(directory).manifests[newest].step if resumes else 0
+    begin = _last(directory)
 
     class Reporter(framework.pl.Callback):  # type: ignore[name-defined, misc]
         """With blocking saves, what is there between two batches is durable."""
@@ -148,18 +147,37 @@ def _fit(directory: Path, session: Session, save_last: Any, batches: int, *, las
             metrics={},
             epochs=-1,
             max_steps=begin + batches,
-            ckpt_path="last" if resumes else None,
+            ckpt_path="last" if begin else None,
             limit_val_batches=0,
         )
     session.errors += [each.message for each in caught if "saved" in str(each.message)]
     session.durable(directory, Catalog.of(directory).records)
 
 
-LIVES = (loop, superseded, lightning, lightning_link)
-AFTERWARDS: dict[Scenario, Scenario] = {
-    loop: go_on,
-    superseded: go_on,
-    lightning: lightning_goes_on,
-    lightning_link: partial(lightning_goes_on, save_last="link"),
-}
-"""The shortest way on from each: resume, and save once more."""
+def _newest(directory: Path) -> int:
+    record = Catalog.of(directory).latest()
+    return 0 if record is None else record.step
+
+
+def _last(directory: Path) -> int:
+    last = Catalog.of(directory).manifests.get(directory / "last.ckpt")
+    return 0 if last is None else last.step
+
+
+@dataclass(frozen=True)
+class Life:
+    """A scenario, the shortest way on from it (resume, and save once more), and the step that this has to begin at."""
+
+    live: Scenario
+    go_on: Scenario
+    begin: Callable[[Path], int]
+
+    def __str__(self) -> str:
+        return self.live.__name__
+
+
+LOOP = Life(loop, go_on, _newest)
+SUPERSEDED = Life(superseded, go_on, _newest)
+LIGHTNING = Life(lightning, lightning_goes_on, _last)
+LIGHTNING_LINK = Life(lightning_link, partial(lightning_goes_on, save_last="link"), _last)
+LIVES = (LOOP, SUPERSEDED, LIGHTNING, LIGHTNING_LINK)

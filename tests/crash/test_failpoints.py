@@ -15,7 +15,7 @@ import disks
 import pytest
 import scenarios
 from invariants import temporaries, whole_checkpoints
-from scenarios import Scenario
+from scenarios import LIVES, LOOP, Life
 
 FAULTS: dict[str, Callable[[int], None]] = {
     "EIO once": disks.fail(errno.EIO, lasting=False),
@@ -28,8 +28,8 @@ UNNOTICED = "EIO once"
 SAMPLES = 12
 
 
-def lived(scenario: Scenario, directory: Path, disk: disks.CountedDisk) -> scenarios.Session:
-    """Live through ``scenario`` on ``disk``, which is well again before the last save; nothing may be left open."""
+def lived(life: Life, directory: Path, disk: disks.CountedDisk) -> scenarios.Session:
+    """Live through ``life`` on ``disk``, which is well again before the last save; nothing may be left open."""
 
     def heal() -> None:
         disk.strike = lambda _: None
@@ -37,7 +37,7 @@ def lived(scenario: Scenario, directory: Path, disk: disks.CountedDisk) -> scena
     before = _open_files(), threading.active_count()
     session = scenarios.Session(heal=heal)
     with disks.using(disk):
-        scenario(directory, session)
+        life.live(directory, session)
     assert (_open_files(), threading.active_count()) == before
     return session
 
@@ -47,22 +47,22 @@ def _open_files() -> list[str]:
     return sorted(path for path in found if path.startswith("/"))
 
 
-def names_of(scenario: Scenario, medium: str, directory: Path) -> tuple[list[Path], int]:
-    """Live through ``scenario`` without a fault; return the names that it leaves, and how many steps it has."""
+def names_of(life: Life, medium: str, directory: Path) -> tuple[list[Path], int]:
+    """Live through ``life`` without a fault; return the names that it leaves, and how many steps it has."""
     disk = disks.CountedDisk(0, lambda _: None, medium)
-    session = lived(scenario, directory, disk)
+    session = lived(life, directory, disk)
     assert session.errors == []
     found = whole_checkpoints(directory, session.acknowledged)
     return [path.relative_to(directory) for path in found], len(disk.steps)
 
 
-def outlived(scenario: Scenario, medium: str, directory: Path, fault: str, at: int, expected: list[Path]) -> bool:
-    """Live through ``scenario`` with a fault at step ``at``, and look at what it leaves; ``False``: it did not occur.
+def outlived(life: Life, medium: str, directory: Path, fault: str, at: int, expected: list[Path]) -> bool:
+    """Live through ``life`` with a fault at step ``at``, and look at what it leaves; ``False``: it did not occur.
 
     What no error tells of makes no difference: the names are those that were ``expected`` without a fault.
     """
     disk = disks.CountedDisk(at, FAULTS[fault], medium)
-    session = lived(scenario, directory, disk)
+    session = lived(life, directory, disk)
     where = f"{fault} at step {at}, {disk.steps[at : at + 1]}: {session.errors}"
     found = [path.relative_to(directory) for path in whole_checkpoints(directory, session.acknowledged)]
     assert temporaries(directory) == [], where
@@ -71,11 +71,11 @@ def outlived(scenario: Scenario, medium: str, directory: Path, fault: str, at: i
     return len(disk.steps) > at
 
 
-def outlives_all(scenario: Scenario, medium: str, fault: str, ground: Path) -> None:
+def outlives_all(life: Life, medium: str, fault: str, ground: Path) -> None:
     """Let step 0, 1, ... fail until there is none left."""
-    expected, _ = names_of(scenario, medium, ground / "untouched")
+    expected, _ = names_of(life, medium, ground / "untouched")
     for at in itertools.count():
-        if not outlived(scenario, medium, ground / str(at), fault, at, expected):
+        if not outlived(life, medium, ground / str(at), fault, at, expected):
             return
         shutil.rmtree(ground / str(at))
 
@@ -83,25 +83,23 @@ def outlives_all(scenario: Scenario, medium: str, fault: str, ground: Path) -> N
 @pytest.mark.parametrize("fault", FAULTS)
 def test_fault_at_any_step_of_a_loop_costs_no_checkpoint(ground: Path, fault: str) -> None:
     """Whichever step fails: nothing is lost or left behind, nothing stays open, and what passes by itself is unseen."""
-    outlives_all(scenarios.loop, "unnamed", fault, ground)
+    outlives_all(LOOP, "unnamed", fault, ground)
 
 
 @pytest.mark.parametrize("medium", disks.MEDIA)
-@pytest.mark.parametrize("scenario", scenarios.LIVES)
-def test_fault_at_some_step_of_any_life_costs_no_checkpoint(ground: Path, scenario: Scenario, medium: str) -> None:
+@pytest.mark.parametrize("life", LIVES, ids=str)
+def test_fault_at_some_step_of_any_life_costs_no_checkpoint(ground: Path, life: Life, medium: str) -> None:
     """The same for the drop-in, for replaced checkpoints, and on poorer file systems, at steps chosen by chance."""
-    expected, steps = names_of(scenario, medium, ground / "untouched")
+    expected, steps = names_of(life, medium, ground / "untouched")
     for sample in range(SAMPLES):
         fault, at = random.choice([*FAULTS]), random.randrange(steps)
-        outlived(scenario, medium, ground / str(sample), fault, at, expected)
+        outlived(life, medium, ground / str(sample), fault, at, expected)
 
 
 @pytest.mark.torture
 @pytest.mark.parametrize("fault", FAULTS)
 @pytest.mark.parametrize("medium", disks.MEDIA)
-@pytest.mark.parametrize("scenario", scenarios.LIVES)
-def test_fault_at_any_step_of_any_life_costs_no_checkpoint(
-    ground: Path, scenario: Scenario, medium: str, fault: str
-) -> None:
+@pytest.mark.parametrize("life", LIVES, ids=str)
+def test_fault_at_any_step_of_any_life_costs_no_checkpoint(ground: Path, life: Life, medium: str, fault: str) -> None:
     """The same at every step."""
-    outlives_all(scenario, medium, fault, ground)
+    outlives_all(life, medium, fault, ground)
