@@ -20,7 +20,6 @@ from safepoint import Checkpointer, SaveError, keep, when
 from safepoint.catalog import Catalog
 from safepoint.records import Record
 
-STEPS = 3
 _NUMBERS = 20_000
 Scenario = Callable[[Path, "Session"], None]
 
@@ -58,22 +57,22 @@ class Session:
 
 def loop(directory: Path, session: Session) -> None:
     """Save at every step and keep the latest two, in two runs."""
-    for last in (False, True):
-        _run(directory, session, last=last)
+    _run(directory, session, steps=3)
+    _run(directory, session, steps=2, last=True)
 
 
 def superseded(directory: Path, session: Session) -> None:
     """Save every second step once more at its epoch's end, in the place of the first, and keep the best besides."""
-    for last in (False, True):
-        _run(directory, session, last=last, epoch_steps=2)
+    _run(directory, session, steps=3, epoch_steps=2)
+    _run(directory, session, steps=2, epoch_steps=2, last=True)
 
 
 def go_on(directory: Path, session: Session) -> None:
     """Resume and save once more."""
-    _run(directory, session, last=True, steps=1)
+    _run(directory, session, steps=1, last=True)
 
 
-def _run(directory: Path, session: Session, *, last: bool, steps: int = STEPS, epoch_steps: int = 0) -> None:
+def _run(directory: Path, session: Session, *, steps: int, epoch_steps: int = 0, last: bool = False) -> None:
     model = {"weight": torch.zeros(_NUMBERS)}
     kept = keep.best("loss", 1) | keep.latest(1) if epoch_steps else keep.latest(2)
     policy = when.every(steps=1) | when.every(epochs=1)

@@ -46,7 +46,7 @@ def test_sigkill_in_front_of_some_steps_of_any_life_leaves_whole_checkpoints(gro
 
 def test_sigkill_at_random_moments_leaves_whole_checkpoints(ground: Path) -> None:
     """Killed again and again in one directory, a run is further each time, and its leavings do not pile up."""
-    carry_out("random_moments", ground, "loop", "named", 10)
+    carry_out("random_moments", ground, "loop", "named", 6)
 
 
 @pytest.mark.skipif(shutil.which("strace") is None, reason="needs strace")
@@ -104,7 +104,7 @@ def train_and_kill(script: Path, directory: Path, life_s: float) -> int:
 def test_sigkill_of_a_lightning_run_leaves_whole_checkpoints_and_it_resumes(scripts: Path, tmp_path: Path) -> None:
     """Killed at random moments, a Lightning run leaves only whole checkpoints, and ``last`` is where it goes on."""
     directory = tmp_path / "run"
-    for _ in range(3):
+    for _ in range(2):
         train_and_kill(scripts / "train_lightning.py", directory, random.uniform(0.1, LONGEST_LIFE_S))
         whole_checkpoints(directory)
         assert len(temporaries(directory)) <= 1
