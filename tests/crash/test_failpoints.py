@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import errno
 import itertools
-import os
 import random
 import shutil
-import threading
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import disks
 import pytest
 import scenarios
 from invariants import temporaries, whole_checkpoints
+from leaks import held
 from scenarios import LIVES, LOOP, Life
 
 from safepoint.stores.local import LocalStore
@@ -36,17 +36,12 @@ def lived(life: Life, directory: Path, disk: disks.CountedDisk) -> scenarios.Ses
     def heal() -> None:
         disk.strike = lambda _: None
 
-    before = _open_files(), threading.active_count()
+    before = held()
     session = scenarios.Session(heal=heal)
     with disks.using(disk):
         life.live(directory, session)
-    assert (_open_files(), threading.active_count()) == before
+    assert held() == before
     return session
-
-
-def _open_files() -> list[str]:
-    found = [os.readlink(path) for path in Path("/proc/self/fd").iterdir() if path.is_symlink()]
-    return sorted(path for path in found if path.startswith("/"))
 
 
 def names_of(life: Life, medium: str, directory: Path) -> tuple[list[Path], int]:
@@ -108,8 +103,16 @@ def test_fault_at_any_step_of_any_life_costs_no_checkpoint(ground: Path, life: L
 
 
 def test_directory_made_where_its_name_cannot_be_made_durable_is_an_error(ground: Path) -> None:
-    """Where we may make directories and not read: nobody can say that what is saved there will be there."""
-    disk = disks.CountedDisk(1, disks.fail(errno.EACCES, lasting=False))
-    with pytest.raises(PermissionError):
-        LocalStore(ground / "new", disk).write("a.ckpt", [b"data"], 4, replace=False)
-    assert disk.steps == ["make_directory", "sync_directory"]
+    """Where we may make directories and not read, nobody can say that what is saved there will be there: no save is."""
+
+    class Unreadable(disks.SteppedDisk):
+        """Refuse to open what is above the new directory."""
+
+        def before(self, step: str, *arguments: Any) -> None:
+            if (step, *arguments) == ("sync_directory", ground):
+                raise PermissionError
+
+    store = LocalStore(ground / "new", Unreadable())
+    for _ in range(2):
+        with pytest.raises(PermissionError):
+            store.write("a.ckpt", [b"data"], 4, replace=False)

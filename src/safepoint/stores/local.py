@@ -37,6 +37,7 @@ class LocalStore:
     def __init__(self, directory: Path, disk: Disk = _DISK) -> None:
         self.directory = directory
         self._disk = disk
+        self._made: set[Path] = set()
         self._prepared: set[Path] = set()
         self._unnamed: dict[Path, bool] = {}
         self._lease = Lease()
@@ -136,6 +137,7 @@ class LocalStore:
         final = self.directory / name
         for path in reversed([path for path in (final.parent, *final.parent.parents) if not path.exists()]):
             self._disk.make_directory(path)
+            self._made.add(path)
             self._prepared.discard(path)
         if final.parent not in self._prepared:
             self._sync_above(final.parent)
@@ -157,8 +159,11 @@ class LocalStore:
         for path in (directory, *directory.parents):
             if os.path.ismount(path):
                 return
-            with contextlib.suppress(PermissionError):  # where we may not read, the job's owner has made nothing
+            try:
                 self._disk.sync_directory(path.parent)
+            except PermissionError:  # where we may not read; it is only known of what we made that it need be done
+                if path in self._made:
+                    raise
 
     def _drop(self, temporary: Path) -> None:
         """Remove a hidden name; what refuses is cleaned away before the next write: another error may be on its way."""
