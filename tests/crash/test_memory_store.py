@@ -64,7 +64,7 @@ def live(store: MemoryStore, directory: Path) -> tuple[dict[str, float], list[Sa
         record = run.candidate(snapshot, f"{step}.ckpt")
         state = {"model": {"weight": torch.full((4,), float(step))}, "safepoint": {"rng": rng_state()}}
         proposed = run.ledger.propose(record, POLICY)
-        run.save(state, snapshot, Names(f"{step}.ckpt", replace=True, links=("last.ckpt",)), proposed)
+        run.save(state, snapshot, Names(f"{step}.ckpt", links=("last.ckpt",)), proposed)
         settled = run.wait()
         errors += settled.errors
         acknowledged |= {name: record.time for names in settled.durable for name in names.all}
