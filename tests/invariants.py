@@ -76,7 +76,7 @@ def _assert_restored(catalog: Catalog, newest: Path) -> None:
 def _restore(catalog: Catalog, state: dict[str, Any]) -> None:
     if OWN_ENTRY in state:
         objects = {name: value for name, value in state.items() if name != OWN_ENTRY}
-        restored = restore.restore_newest(objects, catalog.directory, catalog, OWN_ENTRY)
+        restored = restore.restore_newest(objects, catalog.directory, catalog, OWN_ENTRY, lambda _: None)
         assert restored is not None
         assert restored.record == catalog.latest()
         assert restored.skipped == {}
