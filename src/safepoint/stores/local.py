@@ -38,6 +38,7 @@ class LocalStore:
         self.directory = directory
         self._disk = disk
         self._made: set[Path] = set()
+        self._undropped: set[Path] = set()
         self._prepared: set[Path] = set()
         self._unnamed: dict[Path, bool] = {}
         self._lease = Lease()
@@ -135,6 +136,8 @@ class LocalStore:
 
     def _parent_made(self, name: str) -> Path:
         final = self.directory / name
+        for path in tuple(self._undropped):
+            self._drop(path)
         for path in reversed([path for path in (final.parent, *final.parent.parents) if not path.exists()]):
             self._disk.make_directory(path)
             self._made.add(path)
@@ -166,11 +169,16 @@ class LocalStore:
                     raise
 
     def _drop(self, temporary: Path) -> None:
-        """Remove a hidden name; what refuses is cleaned away before the next write: another error may be on its way."""
+        """Remove a hidden name; one that refuses to go is tried again before the next write.
+
+        Not now, as another error may be on its way; nor by ``clean``, as its file may be locked: the newest is.
+        """
         try:
             self._disk.unlink(temporary)
         except OSError:
-            self._prepared.discard(temporary.parent)
+            self._undropped.add(temporary)
+        else:
+            self._undropped.discard(temporary)
 
     def _rename_over(self, temporary: Path, final: Path) -> None:
         try:
