@@ -11,10 +11,11 @@ and the next one says nothing of it (Rebello et al., "Can Applications Recover f
 
 from __future__ import annotations
 
+import itertools
 import os
 import random
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -187,15 +188,22 @@ class Fate:
 
 NOTHING = Fate(lambda count: [False] * count, lambda old, _: old, lambda _: False)
 EVERYTHING = Fate(lambda count: [True] * count)
-EXTREMES = (
+CONTENTS = (
     NOTHING,
     EVERYTHING,
-    Fate(EVERYTHING.changes, NOTHING.size, NOTHING.has),  # names of empty files
-    Fate(EVERYTHING.changes, EVERYTHING.size, NOTHING.has),  # names of zeros
+    Fate(EVERYTHING.changes, EVERYTHING.size, NOTHING.has),  # zeros
     Fate(EVERYTHING.changes, EVERYTHING.size, lambda page: page % 2 == 0),
-    Fate(lambda count: [False] * (count - 1) + [True] * (count > 0)),  # the newest name comes first
-    Fate(lambda count: [True] * (count - 1) + [False] * (count > 0)),
 )
+"""The extremes of what a file may be that was not fsynced."""
+
+
+def every(disk: Disk) -> Iterator[Fate]:
+    """Yield every choice of the names on ``disk`` that are not certain, each with all that files may be."""
+    count = sum(map(len, disk.changes.values()))
+    for there in itertools.product((False, True), repeat=count):
+        for content in CONTENTS:
+            bits = iter(there)
+            yield replace(content, changes=lambda count, bits=bits: list(itertools.islice(bits, count)))
 
 
 def by_chance(seed: int) -> Fate:
