@@ -2,34 +2,81 @@
 
 from __future__ import annotations
 
+import warnings
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any
 
 import torch
 
 import safepoint
+from safepoint import restore
+from safepoint.catalog import Catalog
+from safepoint.checkpointer import OWN_ENTRY
 from safepoint.naming import TEMPORARY_PREFIX
 
+NOTHING: Mapping[str, float] = MappingProxyType({})
 
-def whole_checkpoints(directory: Path) -> list[Path]:
-    """Return the checkpoints in ``directory``, after asserting that there is nothing else and that each is whole.
 
-    Whole: Safepoint verifies it, a plain zip reader finds no error, and PyTorch's restricted loader reads it. Hidden
-    temporaries of a writer that was killed are allowed: the next run cleans them.
+def whole_checkpoints(directory: Path, acknowledged: Mapping[str, float] = NOTHING) -> list[Path]:
+    """Return the checkpoints in ``directory``, after asserting that nothing is lost, torn or astray.
+
+    Each is whole: Safepoint verifies it, a plain zip reader finds no error, and PyTorch's restricted loader reads it.
+    There is nothing else, hidden temporaries of a dead writer apart. If there is any, one still loads and is restored.
+    ``acknowledged`` has the names that a run was told to be durable, with their times of capture: each is there, that
+    one or a later one, unless a later one is there that tells that the policy let it go.
     """
-    found: list[Path] = []
-    for path in sorted(directory.rglob("*")) if directory.exists() else []:
-        if path.is_dir() or path.name.startswith(TEMPORARY_PREFIX):
-            continue
-        assert path.suffix == ".ckpt", f"{path} is no checkpoint and no temporary"
-        assert safepoint.verify(path) == [], path
-        with zipfile.ZipFile(path) as archive:
-            assert archive.testzip() is None, path
-        torch.load(path, weights_only=True)
-        found.append(path)
+    found = [path for path in sorted(directory.rglob("*")) if not path.is_dir() and not _is_temporary(path)]
+    for path in found:
+        _assert_whole(path)
+    catalog = Catalog.of(directory)
+    assert catalog.unreadable == {}
+    assert sorted(record.path for record in catalog.records) == found
+    times = {record.path.relative_to(directory).as_posix(): record.time for record in catalog.records}
+    lost = {name for name, time in acknowledged.items() if times.get(name, 0.0) < time}
+    assert lost <= _let_go(catalog), f"{sorted(lost - _let_go(catalog))} lost; there are {sorted(times)}"
+    assert max(times.values(), default=0.0) >= max(acknowledged.values(), default=0.0), "the newest is lost"
+    if (newest := catalog.latest()) is not None:
+        _assert_restored(catalog, newest.path)
     return found
 
 
 def temporaries(directory: Path) -> list[Path]:
     """Return the temporaries that lie in ``directory``."""
     return sorted(path for path in directory.rglob(f"{TEMPORARY_PREFIX}*"))
+
+
+def _is_temporary(path: Path) -> bool:
+    return path.name.startswith(TEMPORARY_PREFIX)
+
+
+def _assert_whole(path: Path) -> None:
+    assert path.suffix == ".ckpt", f"{path} is no checkpoint and no temporary"
+    assert safepoint.verify(path) == [], path
+    with zipfile.ZipFile(path) as archive:
+        assert archive.testzip() is None, path
+    torch.load(path, weights_only=True)
+
+
+def _let_go(catalog: Catalog) -> set[str]:
+    """Return the names that the newest of each run tells to have been removed."""
+    fates = [fate for run in catalog.runs() for fate in catalog.history(run) if not fate.kept]
+    return {fate.record.path.relative_to(catalog.directory).as_posix() for fate in fates}
+
+
+def _assert_restored(catalog: Catalog, newest: Path) -> None:
+    """Assert that ``newest`` loads, and that a plain loop (a framework restores by itself) is put back to it."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # which tells of frozen parameters that were left out
+        _restore(catalog, safepoint.load(newest))
+
+
+def _restore(catalog: Catalog, state: dict[str, Any]) -> None:
+    if OWN_ENTRY in state:
+        objects = {name: value for name, value in state.items() if name != OWN_ENTRY}
+        restored = restore.restore_newest(objects, catalog.directory, catalog, OWN_ENTRY, lambda _: None)
+        assert restored is not None
+        assert restored.record == catalog.latest()
+        assert restored.skipped == {}

@@ -37,6 +37,8 @@ class LocalStore:
     def __init__(self, directory: Path, disk: Disk = _DISK) -> None:
         self.directory = directory
         self._disk = disk
+        self._made: set[Path] = set()
+        self._undropped: set[Path] = set()
         self._prepared: set[Path] = set()
         self._unnamed: dict[Path, bool] = {}
         self._lease = Lease()
@@ -134,30 +136,49 @@ class LocalStore:
 
     def _parent_made(self, name: str) -> Path:
         final = self.directory / name
+        for path in tuple(self._undropped):
+            self._drop(path)
         for path in reversed([path for path in (final.parent, *final.parent.parents) if not path.exists()]):
             self._disk.make_directory(path)
+            self._made.add(path)
             self._prepared.discard(path)
         if final.parent not in self._prepared:
             self._sync_above(final.parent)
             self._unnamed[final.parent] = _takes_unnamed(final.parent, self._disk)
-            clean(final.parent, self._disk)
-            self._prepared.add(final.parent)
+            self._clean(final.parent)
         return final
+
+    def _clean(self, directory: Path) -> None:
+        """Remove what dead writers left; if something refuses to go, it is tried again before the next write."""
+        self._prepared.add(directory)
+        for path in _temporaries(directory):
+            try:
+                _removed_if_abandoned(path, self._disk)
+            except OSError:
+                self._prepared.discard(directory)
 
     def _sync_above(self, directory: Path) -> None:
         """Make durable what leads to ``directory``: whoever made that, a moment ago perhaps, need not have done so."""
         for path in (directory, *directory.parents):
             if os.path.ismount(path):
                 return
-            with contextlib.suppress(PermissionError):  # where we may not read, the job's owner has made nothing
+            try:
                 self._disk.sync_directory(path.parent)
+            except PermissionError:  # where we may not read; it is only known of what we made that it need be done
+                if path in self._made:
+                    raise
 
     def _drop(self, temporary: Path) -> None:
-        """Remove a hidden name; what refuses is cleaned away before the next write: another error may be on its way."""
+        """Remove a hidden name; one that refuses to go is tried again before the next write.
+
+        Not now, as another error may be on its way; nor by ``clean``, as its file may be locked: the newest is.
+        """
         try:
             self._disk.unlink(temporary)
         except OSError:
-            self._prepared.discard(temporary.parent)
+            self._undropped.add(temporary)
+        else:
+            self._undropped.discard(temporary)
 
     def _rename_over(self, temporary: Path, final: Path) -> None:
         try:
@@ -233,14 +254,18 @@ def clean(directory: Path, disk: Disk = _DISK) -> list[Path]:
     """Remove the temporaries that dead writers left in ``directory``, and return their paths.
 
     A living writer, in this process or in another, holds a lock on its own; so does one on another machine where the
-    file system shares locks. Where locks are refused, nothing is removed.
+    file system shares locks. Where locks are refused, nothing is removed. What refuses to go stays.
     """
-    if not directory.is_dir():
-        return []
-    return [path for path in _temporaries(directory) if _removed_if_abandoned(path, disk)]
+    removed: list[Path] = []
+    for path in _temporaries(directory):
+        with contextlib.suppress(OSError):
+            removed += [path] if _removed_if_abandoned(path, disk) else []
+    return removed
 
 
 def _temporaries(directory: Path) -> list[Path]:
+    if not directory.is_dir():
+        return []
     return [path for path in directory.iterdir() if path.name.startswith(TEMPORARY_PREFIX)]
 
 
@@ -255,11 +280,12 @@ def _removed_if_abandoned(path: Path, disk: Disk) -> bool:
     try:
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
             return False
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            return False
         # Under the lock: a writer that gets the lock after this finds its file gone, and makes another.
         disk.unlink(path)
-    except OSError:
-        return False
     finally:
         os.close(descriptor)
     return True
