@@ -7,7 +7,7 @@ histories are read once more, from the newest checkpoint of each run.
 
 from __future__ import annotations
 
-import contextlib
+import errno
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 _THREADS = 8
 _FILES_PER_TASK = 64
+_NOTHING_THERE = (errno.ENOENT, errno.ENOTDIR)
+_NOTHING_BELOW = (*_NOTHING_THERE, errno.EACCES, errno.EPERM, errno.ENAMETOOLONG)
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,18 +95,32 @@ class Catalog:
 def found_in(directory: Path, extension: str = EXTENSION) -> list[Path]:
     """Return all that is named like a checkpoint in ``directory`` and below, sorted; temporaries are none.
 
-    A symbolic link is followed as a file, never as a directory; a directory that cannot be listed has nothing to show.
+    A symbolic link is followed as a file, never as a directory; a directory below that we may not list (a file
+    system's lost+found) has nothing to show, and neither has one that is not there.
+
+    Raises:
+        OSError: a directory cannot be read: what is in it must not be taken for nothing.
+
     """
     found: list[Path] = []
     pending = [str(directory)]
     while pending:
-        with contextlib.suppress(OSError), os.scandir(pending.pop()) as entries:
-            for entry in entries:
+        place = pending.pop()
+        try:
+            for entry in _entries(place):
                 if entry.name.endswith(extension) and not entry.name.startswith(TEMPORARY_PREFIX):
                     found.append(Path(entry.path))
                 if entry.is_dir(follow_symlinks=False):
                     pending.append(entry.path)
+        except OSError as error:
+            if error.errno not in (_NOTHING_THERE if place == str(directory) else _NOTHING_BELOW):
+                raise
     return sorted(found)
+
+
+def _entries(place: str) -> list[os.DirEntry[str]]:
+    with os.scandir(place) as entries:
+        return list(entries)
 
 
 def best_of(records: tuple[Record, ...], metric: str, mode: Mode = "min") -> Record | None:

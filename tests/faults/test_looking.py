@@ -42,7 +42,6 @@ def closed() -> Iterator[Scene]:
         yield scene
 
 
-@pytest.mark.xfail(strict=True, reason="pathlib passes over what may not be read: restore() starts afresh")
 def test_directory_that_may_not_be_read_is_no_fresh_start(closed: Scene) -> None:
     """A run that cannot see its checkpoints does not begin at step 0 as if there were none."""
     saved(closed.directory)

@@ -193,7 +193,6 @@ def test_policy_removes_nothing_of_another_run(directory: Path, swap: Callable[[
     assert {name: contents(where).get(name) for name in theirs} == theirs
 
 
-@pytest.mark.xfail(strict=True, reason="the writer does not look at whose file it replaces")
 def test_save_replaces_nothing_of_another_run(directory: Path, swap: Callable[[], Path]) -> None:
     """What the run was to replace bears the name of another run's checkpoint now: that stays, byte for byte."""
     with saver_for(directory) as saver:
@@ -249,12 +248,8 @@ def test_directory_removed_in_mid_write_is_told(directory: Path, temporary: str)
     assert not directory.exists()
 
 
-def test_directory_renamed_in_mid_write_is_told(
-    tmp_path: Path, directory: Path, temporary: str, request: pytest.FixtureRequest
-) -> None:
+def test_directory_renamed_in_mid_write_is_told(tmp_path: Path, directory: Path, temporary: str) -> None:
     """The write fails, and no temporary is left in the directory under its new name."""
-    if temporary == "hidden":
-        request.applymarker(pytest.mark.xfail(strict=True, reason="the hidden name is looked for under the old path"))
     with pytest.raises(FileNotFoundError):
         interrupted(directory, lambda: directory.rename(tmp_path / "away"))
     assert os.listdir(tmp_path) == ["away"]

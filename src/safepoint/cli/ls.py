@@ -35,7 +35,10 @@ def ls(
 
     if not output.existing(directory).is_dir():
         output.fail(f"{directory} is a file; give its directory, or check it with 'safepoint verify {directory}'.")
-    catalog = Catalog.of(directory)
+    try:
+        catalog = Catalog.of(directory)
+    except OSError as error:
+        output.fail(f"{directory} cannot be read: {error.strerror or error}.")
     if catalog.records:
         heading, *rows = _table(catalog)
         output.line(heading, bold=True)

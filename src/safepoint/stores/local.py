@@ -59,7 +59,7 @@ class LocalStore:
                 temporary.give_up_writing()
                 temporary.replace(final) if replaces else temporary.publish(final)
             finally:
-                self._drop(temporary.path)
+                self._drop(temporary.place)
             self._sync_name(final, undo=not replaces)
             self._lease.take(temporary.held)
         return written_bytes
@@ -308,6 +308,15 @@ class _Temporary:
     def descriptor(self) -> int:
         """The open file."""
         return self.held.descriptor
+
+    @property
+    def place(self) -> Path:
+        """Where the hidden name is by now, if there is one: somebody may have moved the directory."""
+        try:
+            found = Path(os.readlink(f"/proc/self/fd/{self.descriptor}"))
+        except OSError:
+            return self.path
+        return found if found.name == self.path.name else self.path
 
     def give_up_writing(self) -> None:
         """Hold the file without the right to write, with which no file system could be made read-only any more."""
