@@ -13,7 +13,7 @@ import torch
 from invariants import whole_checkpoints
 
 from safepoint import SaveError, keep
-from safepoint.capture import rng_state
+from safepoint.randomness import rng_state
 from safepoint.catalog import Catalog
 from safepoint.ledger import Ledger
 from safepoint.pipeline import Options, Pipeline, Snapshot
