@@ -13,10 +13,10 @@ import torch
 from invariants import whole_checkpoints
 
 from safepoint import SaveError, keep
-from safepoint.randomness import rng_state
 from safepoint.catalog import Catalog
 from safepoint.ledger import Ledger
 from safepoint.pipeline import Options, Pipeline, Snapshot
+from safepoint.randomness import rng_state
 from safepoint.run import Run
 from safepoint.stores.memory import MemoryStore
 from safepoint.writer import Names
