@@ -95,7 +95,7 @@ class RecordingDisk(SteppedDisk):
         self._failing_sync = failing_sync
         self._syncs = 0
         self._files = 0
-        self._open: dict[int, File] = {}
+        self._inodes: dict[int, File] = {}
         self._lengths: dict[File, int] = {}
         self._nodes: dict[Path, Node] = {}
 
@@ -109,14 +109,14 @@ class RecordingDisk(SteppedDisk):
         if step == "chunk":
             descriptor, chunk = arguments
             data = bytes(getattr(chunk, "data", chunk))
-            file = self._open[descriptor]
+            file = self._file(descriptor)
             offset = self._lengths[file]
             self._lengths[file] += len(data)
             self.events.append(lambda disk: disk.written(file, offset, data))
         elif step == "sync":
             self._syncs += 1
             if self._syncs - 1 == self._failing_sync:
-                file = self._open[arguments[0]]
+                file = self._file(arguments[0])
                 self.events.append(lambda disk: disk.sync_failed(file))
                 raise OSError(5, os.strerror(5))
 
@@ -132,23 +132,23 @@ class RecordingDisk(SteppedDisk):
 
     def _log_create(self, descriptor: int, path: Path) -> None:
         self._log_create_unnamed(descriptor, path.parent)
-        self._name(path.parent, {path: self._open[descriptor]})
+        self._name(path.parent, {path: self._file(descriptor)})
 
     def _log_create_unnamed(self, descriptor: int, _: Path) -> None:
         self._files += 1
-        self._open[descriptor] = self._files
+        self._inodes[os.fstat(descriptor).st_ino] = self._files
         self._lengths[self._files] = 0
 
     def _log_reserve(self, _: None, descriptor: int, size_bytes: int) -> None:
-        file, data = self._open[descriptor], bytes(size_bytes)
+        file, data = self._file(descriptor), bytes(size_bytes)
         self.events.append(lambda disk: disk.written(file, 0, data))
 
     def _log_sync(self, _: None, descriptor: int) -> None:
-        file = self._open[descriptor]
+        file = self._file(descriptor)
         self.events.append(lambda disk: disk.synced(file))
 
     def _log_link(self, _: None, source: Path | int, name: Path) -> None:
-        self._name(name.parent, {name: self._open[source] if isinstance(source, int) else self._nodes[source]})
+        self._name(name.parent, {name: self._file(source) if isinstance(source, int) else self._nodes[source]})
 
     def _log_symlink(self, _: None, target: str, name: Path) -> None:
         self._name(name.parent, {name: target})
@@ -164,6 +164,9 @@ class RecordingDisk(SteppedDisk):
     def _log_sync_directory(self, _: None, directory: Path) -> None:
         if directory.is_relative_to(self._base):
             self.events.append(lambda disk: disk.synced_directory(directory.relative_to(self._base)))
+
+    def _file(self, descriptor: int) -> File:
+        return self._inodes[os.fstat(descriptor).st_ino]
 
     def _name(self, directory: Path, change: dict[Path, Node | None]) -> None:
         self._nodes |= {path: node for path, node in change.items() if node is not None}
