@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import shutil
 import subprocess
@@ -89,4 +90,5 @@ def _unmounted(place: Path) -> Iterator[None]:
     try:
         yield
     finally:
+        gc.collect()  # a checkpointer that nobody has closed holds its newest checkpoint
         subprocess.run(["umount", place], check=True)
