@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import ParamSpec, TypeVar
+from functools import partial
+from typing import Generic, ParamSpec, TypeVar
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -22,16 +23,19 @@ class Background:
         self._executor: ThreadPoolExecutor | None = None
 
     def submit(self, task: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
-        """Run ``task`` in one of the threads, in the order of submission; at once, if the interpreter is ending.
+        """Run ``task`` in one of the threads, in the order of submission; here and at once, if none can be started.
 
-        No thread starts any more then, and what one of ours is about has to be brought to its end all the same.
+        So it is where the interpreter is ending, or the system has no more threads to give: what is asked for has to be
+        brought to its end all the same.
         """
         if self._executor is None:
             self._executor = ThreadPoolExecutor(self._workers, thread_name_prefix=self._name)
+        work = _Work(partial(task, *args, **kwargs))
         try:
-            return self._executor.submit(task, *args, **kwargs)
+            self._executor.submit(work)
         except RuntimeError:
-            return _done_here(task, *args, **kwargs)
+            work()  # unless it was queued, as where the system refused a thread, and one that is there has taken it
+        return work.future
 
     def close(self) -> None:
         """Wait for everything submitted, and end the threads."""
@@ -40,13 +44,23 @@ class Background:
             self._executor = None
 
 
-def _done_here(task: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
-    future: Future[T] = Future()
-    try:
-        future.set_result(task(*args, **kwargs))
-    except BaseException as error:  # noqa: BLE001 - raised where the result is asked for
-        future.set_exception(error)
-    return future
+class _Work(Generic[T]):
+    """A task that is done once, whoever comes to it first; ``future`` tells what came of it."""
+
+    def __init__(self, task: Callable[[], T]) -> None:
+        self.future: Future[T] = Future()
+        self._undone = [task]
+
+    def __call__(self) -> None:
+        """Do the task, unless it is done or being done."""
+        try:
+            task = self._undone.pop()
+        except IndexError:
+            return
+        try:
+            self.future.set_result(task())
+        except BaseException as error:  # noqa: BLE001 - raised where the result is asked for
+            self.future.set_exception(error)
 
 
 def interpreter_is_ending() -> bool:

@@ -70,6 +70,7 @@ class Deferral:
         self._before = [(tensor, version(tensor)) for tensor in tensors]
         self._copied = threading.Event()  # on the host; on devices, the copies are queued
         self._verdict = threading.Event()
+        self._trains = threading.get_ident()
         self._torn: list[str] = []
         self._done: Future[None] = Future()
 
@@ -109,6 +110,9 @@ class Deferral:
             CaptureError: a tensor was changed by something that the barrier does not see.
 
         """
+        if threading.get_ident() == self._trains:  # no thread could be started: what is to be waited for is here
+            self.hold_back()
+            self.settle()
         while not self._verdict.wait(_LOOK_S):
             if interpreter_is_ending():  # without close(): nobody changes anything any more
                 self.settle()

@@ -68,8 +68,8 @@ TORCH = {
     "integrations.top_k",
 }
 FRAMEWORKS = {"lightning", "pytorch_lightning"}
-THREADS = {"background", "writer", "staging", "deferral", "stores.direct", "stores.memory"}
-"""``background`` starts threads; the others hold futures, a condition, and the store for tests an event."""
+THREADS = {"background", "writer", "staging", "deferral", "stores.direct", "stores.lease", "stores.memory"}
+"""``background`` starts threads; the others hold futures, a condition, a lock, and the store for tests an event."""
 TORCH_FREE = (
     "",
     "when",

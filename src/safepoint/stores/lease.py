@@ -1,7 +1,8 @@
 """Who is alive: a writer locks its temporary, and a living run its newest checkpoint, for as long as the process lives.
 
 Owns the descriptors that hold such locks, in this process and for it alone: the kernel gives a lock back when the last
-descriptor of it is closed, so that a forked child closes its copies. Knows files and processes; knows no manifest.
+descriptor of it is closed, so that a forked child closes its copies. It must know all of them: no fork falls between
+the opening of a file and the note of it. Knows files and processes; knows no manifest.
 """
 
 from __future__ import annotations
@@ -12,21 +13,29 @@ import fcntl
 import itertools
 import os
 import stat
+import threading
 import weakref
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 _BUSY = (errno.EWOULDBLOCK, errno.EACCES)
 _keys = itertools.count()
 _descriptors: dict[int, int] = {}
+_forking = threading.RLock()
+"""Held while a process forks, and while a descriptor is not noted yet."""
 
 
 class Held:
-    """An open file that is this process's alone, closed at the latest when nobody refers to this any more."""
+    """An open file that is this process's alone, closed at the latest when nobody refers to this any more.
 
-    def __init__(self, descriptor: int) -> None:
-        self.descriptor = descriptor
+    ``opened`` opens it, and returns its descriptor.
+    """
+
+    def __init__(self, opened: Callable[[], int]) -> None:
         self._key = next(_keys)  # no descriptor: their numbers are used again
-        _descriptors[self._key] = descriptor
+        with _forking:
+            self.descriptor = _descriptors[self._key] = opened()
         self._closing = weakref.finalize(self, _close, self._key)
         self._closing.atexit = False  # background threads may still write then; the kernel closes it after them
 
@@ -37,8 +46,9 @@ class Held:
     def moved(self) -> Held:
         """Return what holds the file from now on, in the place of this."""
         self._closing.detach()
-        _descriptors.pop(self._key, None)
-        return Held(self.descriptor)
+        with _forking:
+            _descriptors.pop(self._key, None)
+            return Held(lambda: self.descriptor)
 
     def lock(self, operation: int = fcntl.LOCK_EX) -> bool:
         """Lock the file; return whether nobody else has it: where a file system has no locks, nobody has."""
@@ -72,7 +82,7 @@ class Lease:
         """
         held = _held_here(path)
         if held is None:
-            held = Held(_opened(path))
+            held = Held(partial(_opened, path))
             if not held.lock(fcntl.LOCK_EX | fcntl.LOCK_NB) or not os.path.samestat(
                 os.fstat(held.descriptor), path.stat()
             ):
@@ -98,7 +108,7 @@ def is_held_elsewhere(path: Path) -> bool:
     try:
         if _descriptor_here(path) is not None:
             return False
-        held = Held(_opened(path))
+        held = Held(partial(_opened, path))
     except OSError:
         return False
     try:
@@ -145,7 +155,7 @@ def _held_here(path: Path) -> Held | None:
     if descriptor is None:
         return None
     try:
-        held = Held(os.dup(descriptor))
+        held = Held(partial(os.dup, descriptor))
     except OSError:  # another thread has closed it since
         return None
     return held if os.path.samestat(os.fstat(held.descriptor), path.stat()) else None
@@ -161,9 +171,10 @@ def _descriptor_here(path: Path) -> int | None:
 
 
 def _close(key: int) -> None:
-    descriptor = _descriptors.pop(key, None)
-    if descriptor is not None:
-        os.close(descriptor)
+    with _forking:
+        descriptor = _descriptors.pop(key, None)
+        if descriptor is not None:
+            os.close(descriptor)
 
 
 def _close_in_child() -> None:
@@ -173,6 +184,7 @@ def _close_in_child() -> None:
     for descriptor in descriptors:
         with contextlib.suppress(OSError):
             os.close(descriptor)
+    _forking.release()
 
 
-os.register_at_fork(after_in_child=_close_in_child)
+os.register_at_fork(before=_forking.acquire, after_in_parent=_forking.release, after_in_child=_close_in_child)

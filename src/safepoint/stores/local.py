@@ -233,7 +233,7 @@ def _held(path: Path) -> Iterator[None]:
 
     Refused where the run's own lock is on it, which does as well.
     """
-    held = Held(os.open(path, os.O_RDONLY | os.O_CLOEXEC))
+    held = Held(partial(os.open, path, os.O_RDONLY | os.O_CLOEXEC))
     try:
         held.lock(fcntl.LOCK_SH | fcntl.LOCK_NB)
         yield
@@ -321,9 +321,10 @@ class _Temporary:
     def give_up_writing(self) -> None:
         """Hold the file without the right to write, with which no file system could be made read-only any more."""
         if self.unnamed:
-            held = Held(os.open(f"/proc/self/fd/{self.descriptor}", os.O_RDONLY | os.O_CLOEXEC))
+            held = Held(partial(os.open, f"/proc/self/fd/{self.descriptor}", os.O_RDONLY | os.O_CLOEXEC))
+            self.held.lock(fcntl.LOCK_UN)  # nobody comes in between: nobody else can see the file yet
             self.held.close()
-            held.lock()  # nobody comes in between: nobody else can see the file yet
+            held.lock(fcntl.LOCK_EX | fcntl.LOCK_NB)
             self.held = held
 
     def replace(self, final: Path) -> None:
@@ -370,7 +371,7 @@ def _takes_unnamed(directory: Path, disk: Disk) -> bool:
 
 
 def _unnamed_file(directory: Path, disk: Disk) -> tuple[Path, Held]:
-    held = Held(disk.create_unnamed(directory))
+    held = Held(partial(disk.create_unnamed, directory))
     held.lock()  # where that is refused, nobody cleans either
     return _temporary_path(directory), held
 
@@ -378,7 +379,7 @@ def _unnamed_file(directory: Path, disk: Disk) -> tuple[Path, Held]:
 def _locked_file(directory: Path, disk: Disk) -> tuple[Path, Held]:
     while True:
         path = _temporary_path(directory)
-        held = Held(disk.create(path))
+        held = Held(partial(disk.create, path))
         held.lock()
         # Between open and lock another process may have taken the file for abandoned; it is gone once we have the lock.
         if os.fstat(held.descriptor).st_nlink:
