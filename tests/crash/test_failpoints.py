@@ -116,3 +116,28 @@ def test_directory_made_where_its_name_cannot_be_made_durable_is_an_error(ground
     for _ in range(2):
         with pytest.raises(PermissionError):
             store.write("a.ckpt", [b"data"], 4, replace=False)
+
+
+@pytest.mark.parametrize(
+    "give",
+    [
+        lambda store: store.write("b.ckpt", [b"data"], 4, replace=True),
+        lambda store: store.link("a.ckpt", "b.ckpt"),
+        lambda store: store.symlink("a.ckpt", "b.ckpt"),
+    ],
+    ids=["write", "link", "symlink"],
+)
+def test_new_name_that_cannot_be_made_durable_is_taken_back(ground: Path, give: Callable[[LocalStore], object]) -> None:
+    """Also where another might have had it: whoever goes on without it may remove what a symbolic link points to."""
+
+    class Failing(disks.SteppedDisk):
+        """Make no name durable."""
+
+        def before(self, step: str, *arguments: Any) -> None:
+            if (step, *arguments) == ("sync_directory", ground):
+                raise OSError(errno.EIO, "Input/output error")
+
+    LocalStore(ground, disks.SteppedDisk()).write("a.ckpt", [b"data"], 4, replace=False)
+    with pytest.raises(OSError, match="Input/output"):
+        give(LocalStore(ground, Failing()))
+    assert [path.name for path in ground.iterdir()] == ["a.ckpt"]

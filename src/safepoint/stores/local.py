@@ -55,12 +55,12 @@ class LocalStore:
                 self._disk.sync(temporary.descriptor)
                 if check is not None:
                     check(temporary.descriptor)
-                replaces = _replaces(final, replace)
+                replaces, is_new = _replaces(final, replace), not os.path.lexists(final)
                 temporary.give_up_writing()
                 temporary.replace(final) if replaces else temporary.publish(final)
             finally:
                 self._drop(temporary.place)
-            self._sync_name(final, undo=not replaces)
+            self._sync_name(final, undo=is_new)
             self._lease.take(temporary.held)
         return written_bytes
 
@@ -181,6 +181,7 @@ class LocalStore:
             self._undropped.discard(temporary)
 
     def _rename_over(self, temporary: Path, final: Path) -> None:
+        is_new = not os.path.lexists(final)
         try:
             if final.is_dir() and not final.is_symlink():
                 raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(final))
@@ -188,7 +189,7 @@ class LocalStore:
         finally:
             # Between two names of one file, rename does nothing and leaves both (POSIX).
             self._drop(temporary)
-        self._sync_name(final, undo=False)
+        self._sync_name(final, undo=is_new)
 
     def _sync_name(self, final: Path, *, undo: bool) -> None:
         """Make the name ``final`` durable; ``undo``: or let it not be there, for what is not durable has no name."""
