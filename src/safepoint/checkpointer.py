@@ -346,6 +346,7 @@ class Checkpointer:
         if event.kind is EventKind.EPOCH_END:
             self._check_ranked_by(metrics)
         (stem,) = decision.names
+        self._run.miss(self._run.missing())
         own = {record.path: record for record in self._run.ledger.records}
         same_step = {path for path, record in own.items() if record.step == event.step}
         name = first_free(

@@ -1,0 +1,79 @@
+"""What people do to a run's files and processes while it lives: told, and never made worse."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+from invariants import whole_checkpoints
+from loop import Training
+
+from safepoint import Checkpointer, keep, when
+from safepoint.keep import PreservationPolicy
+
+BEST_AND_LATEST = keep.best("loss", 1) | keep.latest(1)
+
+
+def saver_for(directory: Path, policy: PreservationPolicy = BEST_AND_LATEST, **options: object) -> Checkpointer:
+    """Return a checkpointer that saves each step."""
+    settings: dict[str, object] = {"save": when.every(steps=1), **options}
+    return Checkpointer(directory, state=Training().state, keep=policy, **settings)  # type: ignore[arg-type]
+
+
+def saved(saver: Checkpointer, loss: float) -> None:
+    """Make a step, which must become durable."""
+    saver.step(loss=loss)
+    saver.wait()
+
+
+def names(directory: Path) -> list[str]:
+    """Return what whole checkpoints there are."""
+    return [path.stem for path in whole_checkpoints(directory)]
+
+
+# Files that somebody else takes away.
+
+
+@pytest.mark.parametrize("away", [shutil.rmtree, lambda directory: directory.rename(directory.with_name("away"))])
+def test_best_of_those_that_are_there_stays_when_the_directory_has_gone(tmp_path: Path, away: object) -> None:
+    """What went with the directory holds no place: one warning says how many, and the best of the rest stays."""
+    directory = tmp_path / "run"
+    with saver_for(directory) as saver:
+        saved(saver, 1.0)
+        saved(saver, 2.0)
+        away(directory)  # type: ignore[operator]
+        with pytest.warns(RuntimeWarning, match=r"run is not there any more, and with it 2 checkpoints") as told:
+            saved(saver, 3.0)
+        saved(saver, 4.0)
+        saved(saver, 5.0)
+        assert len(told) == 1
+        assert names(directory) == ["epoch=0-step=3", "epoch=0-step=5"]
+        best = saver.best("loss")
+        assert best is not None
+        assert best.step == 3
+        assert saver.explain("epoch=0-step=1.ckpt").startswith("epoch=0-step=1.ckpt was removed: removed by somebody")
+
+
+def test_one_checkpoint_removed_by_hand_is_told_and_counts_no_more(tmp_path: Path) -> None:
+    """The best, removed by somebody, makes room for the next best; the warning names it."""
+    with saver_for(tmp_path) as saver:
+        saved(saver, 1.0)
+        saved(saver, 2.0)
+        (tmp_path / "epoch=0-step=1.ckpt").unlink()
+        with pytest.warns(RuntimeWarning, match=r"a checkpoint of this run, epoch=0-step=1.ckpt, cannot be found"):
+            saved(saver, 3.0)
+        assert names(tmp_path) == ["epoch=0-step=2", "epoch=0-step=3"]
+
+
+def test_what_comes_back_counts_again(tmp_path: Path) -> None:
+    """A directory that was away for one save is kept to the policy again, with what is in it."""
+    directory, away = tmp_path / "run", tmp_path / "away"
+    with saver_for(directory) as saver:
+        saved(saver, 1.0)
+        directory.rename(away)
+        with pytest.warns(RuntimeWarning, match="with it a checkpoint of this run"):
+            saved(saver, 3.0)
+        shutil.copytree(away, directory, dirs_exist_ok=True)
+        saved(saver, 2.0)
+        assert names(directory) == ["epoch=0-step=1", "epoch=0-step=3"]
