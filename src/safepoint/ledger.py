@@ -191,6 +191,13 @@ class Ledger:
             removed=(*self.removed, *(Fate(record, kept=False, reason=reason) for record in lost)),
         )
 
+    def times_of(self, record: Record) -> frozenset[float]:
+        """Return the times of capture that the file of ``record`` may tell.
+
+        A save that was to replace it and failed may have got the name all the same, without becoming durable.
+        """
+        return frozenset((record.time, *(time for path, time in self.lost if path == record.path)))
+
     def with_back(self, back: Sequence[Record]) -> Ledger:
         """Return the ledger with ``back`` among its records again.
 

@@ -16,10 +16,11 @@ from pathlib import Path
 from safepoint.catalog import Catalog
 from safepoint.claim import Choose, claimed
 from safepoint.deferral import Live
-from safepoint.errors import CaptureError, SaveError, warn
+from safepoint.errors import CaptureError, CheckpointError, SaveError, warn
 from safepoint.ledger import Ledger
 from safepoint.naming import EXTENSION
 from safepoint.pipeline import NOTHING_LIVE, Book, Part, Pipeline, Proposed, Snapshot
+from safepoint.reader import read_summary
 from safepoint.records import Record, SaveStats
 from safepoint.stores.local import clean
 from safepoint.writer import Names, Outcome
@@ -225,9 +226,16 @@ class Run:
             message = f"{path}{also} is saved, but {outcome.still_there[0]} could not be removed: {cause}"
         else:
             reason = str(cause).removesuffix(".")
+            certainty, earlier = "", "Earlier"
+            if _has_its_name(outcome):  # the directory could not be made durable, and what was replaced is gone
+                certainty = " for certain"
+                earlier = (
+                    f"{path.name} has the new content, which a power cut may take back, in the place of the one before;"
+                    " other"
+                )
             message = (
-                f"{path}{also} was not saved: {reason}. Earlier checkpoints are intact and nothing was removed"
-                f"{_remedy(cause)}."
+                f"{path}{also} was not saved{certainty}: {reason}. {earlier} checkpoints are intact and nothing was "
+                f"removed{_remedy(cause)}."
             )
         error = SaveError(message)
         error.__cause__ = cause
@@ -255,6 +263,17 @@ def _told_of_the_missing(directory: Path, gone: tuple[Path, ...]) -> str:
         f"{count} of this run, {names}, cannot be found in {directory} any more. {then}; keep= counts only what is "
         "there."
     )
+
+
+def _has_its_name(outcome: Outcome) -> bool:
+    """Tell whether a save that failed has taken the place of another all the same."""
+    job = outcome.job
+    if not (job.names.replace or job.names.overwrite):
+        return False
+    try:
+        return read_summary(job.path).time == job.seal.captured_at
+    except (CheckpointError, OSError):
+        return False
 
 
 def _remedy(cause: Exception) -> str:

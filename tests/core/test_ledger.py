@@ -386,3 +386,12 @@ def test_ledger_without_what_somebody_removed() -> None:
     ledger, proposal = ledger.propose(_record("d", 4, loss=4.0), policy)
     assert [record.path for record in proposal.released] == _paths("c")
     assert _names(ledger.with_back([_record("a", 1, loss=1.0)])) == ["a", "b", "d"]
+
+
+def test_ledger_knows_the_times_that_a_file_may_tell() -> None:
+    """A failed replacement may have the name all the same: the file of the record may be either."""
+    before = _record("a", 1)
+    ledger, proposal = _saved(keep.all(), before, _record("b", 2)).propose(_record("a", 3), keep.all())
+    ledger = ledger.failed(proposal)
+    assert ledger.times_of(before) == {1, 3}
+    assert ledger.times_of(_record("b", 2)) == {2}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import shutil
 from pathlib import Path
 
@@ -9,8 +11,9 @@ import pytest
 from invariants import whole_checkpoints
 from loop import Training
 
-from safepoint import Checkpointer, keep, when
+from safepoint import Checkpointer, SaveError, keep, when
 from safepoint.keep import PreservationPolicy
+from safepoint.stores.disk import Disk
 
 BEST_AND_LATEST = keep.best("loss", 1) | keep.latest(1)
 
@@ -77,3 +80,35 @@ def test_what_comes_back_counts_again(tmp_path: Path) -> None:
         shutil.copytree(away, directory, dirs_exist_ok=True)
         saved(saver, 2.0)
         assert names(directory) == ["epoch=0-step=1", "epoch=0-step=3"]
+
+
+def test_another_save_under_the_same_name_is_not_removed(tmp_path: Path) -> None:
+    """Where another process goes on as the same run, what it has saved under a name is not this one's to remove."""
+    directory, away = tmp_path / "run", tmp_path / "away"
+    with saver_for(directory, keep.latest(1)) as first:
+        saved(first, 1.0)
+        shutil.copytree(directory, away)
+        with saver_for(away, keep.latest(2)) as second:
+            second.restore()
+            saved(second, 1.0)
+        saved(first, 1.0)
+        shutil.copy(away / "epoch=0-step=2.ckpt", directory / "epoch=0-step=2.ckpt")
+        saved(first, 1.0)
+        assert names(directory) == ["epoch=0-step=2", "epoch=0-step=3"]
+
+
+def test_save_that_has_its_name_and_may_not_last_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What has taken the place of an earlier one cannot leave that intact; it goes when its successor is durable."""
+    with saver_for(tmp_path, keep.latest(1), save=when.every(steps=1) | when.every(epochs=1)) as saver:
+        saved(saver, 1.0)
+
+        def refuse(*_: object) -> None:
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Disk, "sync_directory", refuse)
+            saver.epoch_end(loss=2.0)
+            with pytest.raises(SaveError, match=r"not saved for certain: .*step=1.ckpt has the new content.*; other"):
+                saver.wait()
+        saved(saver, 3.0)
+        assert names(tmp_path) == ["epoch=1-step=2"]
