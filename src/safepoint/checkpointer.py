@@ -137,6 +137,8 @@ class Checkpointer:
     def restore(self, *, trust: Trust = ()) -> Progress:
         """Put the newest checkpoint that verifies back into the live objects and the random generators.
 
+        Of those in the directory itself: what lies below it is another run's, or somebody's copy.
+
         Checkpoints that do not verify are skipped with a warning that says why, and are left where they are. The run
         goes on under its old identity: the checkpoints that it wrote before count for ``keep`` again.
 
@@ -159,7 +161,7 @@ class Checkpointer:
         """
         self._check_open()
         self.wait()
-        catalog = self._run.claimed(Catalog.latest)
+        catalog = self._run.claimed(Catalog.latest, below=False)
         try:
             restored = restoring.restore_newest(self._state, self.directory, catalog, OWN_ENTRY, self._run.claim, trust)
         except BaseException:
@@ -270,7 +272,7 @@ class Checkpointer:
         known = {(record.path, record.time): record.stats for record in ledger.records}
         return tuple(
             replace(record, stats=known.get((record.path, record.time)) or record.stats)
-            for record in Catalog.of(self.directory).records
+            for record in Catalog.of(self.directory, below=False).records
             if record.path not in ledger.pending
         )
 
@@ -406,7 +408,7 @@ class Checkpointer:
         if self._alone:
             return
         try:
-            catalog = Catalog.of(self.directory)
+            catalog = Catalog.of(self.directory, below=False)
         except OSError:  # the save itself will say what the directory has
             return
         self._alone = True

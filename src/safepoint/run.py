@@ -75,8 +75,8 @@ class Run:
         self.pipeline.starts_after(max((record.time for record in ledger.records), default=0.0))
         clean(self.directory)
 
-    def claimed(self, choose: Choose, extension: str = EXTENSION) -> Catalog:
-        """Return what is in the directory once the run to go on with, of what ``choose`` picks, is nobody else's.
+    def claimed(self, choose: Choose, extension: str = EXTENSION, *, below: bool = True) -> Catalog:
+        """Return what is in the directory, and ``below``, once the run of what ``choose`` picks is nobody else's.
 
         Of several ranks, the first alone sees to that, and holds the checkpoint.
 
@@ -85,16 +85,18 @@ class Run:
 
         """
         if not self.pipeline.leads:
-            return Catalog.of(self.directory, extension)
+            return Catalog.of(self.directory, extension, below=below)
         try:
-            return claimed(self.directory, choose, self.pipeline.claim, extension)
+            return claimed(self.directory, choose, self.pipeline.claim, extension, below=below)
         except BaseException:
             self.pipeline.let_go()
             raise
 
     def claim(self, record: Record) -> None:
-        """Do as ``claimed`` does for the run of ``record``."""
-        self.claimed(lambda catalog: next((found for found in catalog.records if found.path == record.path), None))
+        """Do as ``claimed`` does for the run of ``record``, whose files lie side by side."""
+        self.claimed(
+            lambda catalog: next((found for found in catalog.records if found.path == record.path), None), below=False
+        )
 
     def missing(self) -> frozenset[Path]:
         """Return the durable checkpoints of the run that are not there any more: somebody else has taken them away."""

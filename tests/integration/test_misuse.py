@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -112,3 +114,35 @@ def test_save_that_has_its_name_and_may_not_last_says_so(tmp_path: Path, monkeyp
                 saver.wait()
         saved(saver, 3.0)
         assert names(tmp_path) == ["epoch=1-step=2"]
+
+
+# Where a run looks.
+
+
+def test_what_lies_below_the_directory_is_not_the_runs(tmp_path: Path) -> None:
+    """A run in a directory of experiments starts afresh, without a warning, and lists its own files only."""
+    with saver_for(tmp_path / "experiment") as saver:
+        saved(saver, 1.0)
+    with saver_for(tmp_path) as saver:
+        assert saver.restore().path is None
+        saved(saver, 1.0)
+        assert [record.path.parent for record in saver.records()] == [tmp_path]
+    shutil.copytree(tmp_path / "experiment", tmp_path / "experiment" / "backup")
+    with saver_for(tmp_path / "experiment") as saver:
+        assert saver.restore().path == tmp_path / "experiment" / "epoch=0-step=1.ckpt"
+
+
+def test_living_run_found_by_its_links_says_what_may_be_the_case(tmp_path: Path) -> None:
+    """A copy made of hard links is held by the original's process: the error says so, and what to do."""
+    original, copy = tmp_path / "original", tmp_path / "copy"
+    with saver_for(original) as saver:
+        saved(saver, 1.0)
+        shutil.copytree(original, copy, copy_function=os.link)
+        code = (
+            "from safepoint import claim\nfrom pathlib import Path\nfrom safepoint.catalog import Catalog\nimport sys\n"
+            "from safepoint.run import Run\nfrom safepoint.pipeline import Pipeline, Options\nclaim.WAIT_S = 0.0\n"
+            "Run(Pipeline(Path(sys.argv[1]), Options())).claimed(Catalog.latest)\n"
+        )
+        ran = subprocess.run([sys.executable, "-c", code, copy], capture_output=True, text=True, check=False)
+    assert "The file has 2 names: if that run is alive in another directory" in ran.stderr
+    assert "copy the files themselves (cp -a)" in ran.stderr
