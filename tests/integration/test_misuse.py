@@ -5,11 +5,13 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import torch
 from invariants import whole_checkpoints
 from loop import Training
 
@@ -146,3 +148,70 @@ def test_living_run_found_by_its_links_says_what_may_be_the_case(tmp_path: Path)
         ran = subprocess.run([sys.executable, "-c", code, copy], capture_output=True, text=True, check=False)
     assert "The file has 2 names: if that run is alive in another directory" in ran.stderr
     assert "copy the files themselves (cp -a)" in ran.stderr
+
+
+# Signals, after everything is closed.
+
+SIGNALS = """
+import os, signal, sys
+from safepoint.signals import Signals
+first, second = Signals(["SIGTERM"]), Signals(["SIGTERM"])
+{then}
+os.kill(os.getpid(), signal.SIGTERM)
+print("survived", first.take(), second.take())
+"""
+
+
+@pytest.mark.parametrize(
+    ("then", "code", "said"),
+    [
+        ("second.restore(); first.restore()", -signal.SIGTERM, ""),
+        ("first.restore(); second.restore()", -signal.SIGTERM, ""),
+        ("first.restore()", 0, "survived None SIGTERM"),
+        ("second.restore()", 0, "survived SIGTERM None"),
+        # Somebody's own handler, which passes on to what was there before.
+        (
+            "first.restore(); before = signal.signal(signal.SIGTERM, lambda n, f: before(n, f)); second.restore()",
+            -signal.SIGTERM,
+            "",
+        ),
+    ],
+)
+def test_signal_does_what_it_did_once_all_are_closed(then: str, code: int, said: str) -> None:
+    """In whatever order they are closed, no closed one notes or swallows a signal, and an open one gets it."""
+    ran = subprocess.run([sys.executable, "-c", SIGNALS.format(then=then)], capture_output=True, text=True, check=False)
+    assert (ran.returncode, ran.stdout.strip()) == (code, said), ran.stderr
+
+
+# What save() returns, and who should save.
+
+
+def _refused(*_: object) -> None:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+@pytest.mark.filterwarnings("ignore:checkpoints of .* do not fit")
+@pytest.mark.parametrize("options", [{"blocking": True}, {"max_host_bytes": 1}], ids=["blocking", "streamed"])
+def test_save_that_fails_at_once_returns_the_path_that_was_meant(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: dict[str, object]
+) -> None:
+    """With ``on_error="warn"`` the warning tells of the failure; the path is never an older checkpoint's."""
+    with saver_for(tmp_path, keep.latest(2), save=when.first_step(), on_error="warn", **options) as saver:
+        for step in (1, 2):
+            with monkeypatch.context() as patch:
+                patch.setattr(Disk, "reserve", _refused)
+                with pytest.warns(RuntimeWarning, match="was not saved: .*No space left"):
+                    assert saver.save() == tmp_path / f"epoch=0-step={step - 1}.ckpt"
+            saver.step()
+
+
+def test_rank_that_should_not_save_is_told_once(tmp_path: Path) -> None:
+    """A plain Checkpointer that saves on a rank other than 0 says what to do instead."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.distributed, "is_initialized", lambda: True)
+        patch.setattr(torch.distributed, "get_rank", lambda: 1)
+        patch.setattr(torch.distributed, "get_world_size", lambda: 2)
+        with saver_for(tmp_path, keep.latest(1)) as saver:
+            with pytest.warns(RuntimeWarning, match=r"rank 1 of 2 saves into .* save\(\) on rank 0 only"):
+                saver.step()
+            saver.step()
