@@ -48,13 +48,16 @@ class Catalog:
     foreign: frozenset[Path]
 
     @classmethod
-    def of(cls, directory: Path, extension: str = EXTENSION) -> Catalog:
-        """Read the manifests of all that ends in ``extension`` below ``directory``; one that is not there is empty."""
+    def of(cls, directory: Path, extension: str = EXTENSION, *, below: bool = True) -> Catalog:
+        """Read the manifests of all that ends in ``extension`` in ``directory``; one that is not there is empty.
+
+        ``below``: in those below it, too.
+        """
         manifests: dict[Path, Summary] = {}
         unreadable: dict[Path, str] = {}
         foreign: set[Path] = set()
         records: list[Record] = []
-        for path, size_bytes, told in _read_all(found_in(directory, extension)):
+        for path, size_bytes, told in _read_all(found_in(directory, extension, below=below)):
             if isinstance(told, Exception):
                 unreadable[path] = plain(str(told))
                 if isinstance(told, ForeignFileError):
@@ -92,8 +95,8 @@ class Catalog:
         return tuple(record for record in self.records if record.run == run and record.path in self.fates)
 
 
-def found_in(directory: Path, extension: str = EXTENSION) -> list[Path]:
-    """Return all that is named like a checkpoint in ``directory`` and below, sorted; temporaries are none.
+def found_in(directory: Path, extension: str = EXTENSION, *, below: bool = True) -> list[Path]:
+    """Return all that is named like a checkpoint in ``directory`` and ``below``, sorted; temporaries are none.
 
     A symbolic link is followed as a file, never as a directory; a directory below that we may not list (a file
     system's lost+found) has nothing to show, and neither has one that is not there.
@@ -110,7 +113,7 @@ def found_in(directory: Path, extension: str = EXTENSION) -> list[Path]:
             for entry in _entries(place):
                 if entry.name.endswith(extension) and not entry.name.startswith(TEMPORARY_PREFIX):
                     found.append(Path(entry.path))
-                if entry.is_dir(follow_symlinks=False):
+                if below and entry.is_dir(follow_symlinks=False):
                     pending.append(entry.path)
         except OSError as error:
             if error.errno not in (_NOTHING_THERE if place == str(directory) else _NOTHING_BELOW):

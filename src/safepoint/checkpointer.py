@@ -109,6 +109,8 @@ class Checkpointer:
         self._protected: dict[Path, str] = {}
         self._alone = False
         self._has_saved = False
+        self._last_path = self.directory
+        self._is_told_of_ranks = False
         self._has_memory = False
         self._stats: deque[SaveStats] = deque(maxlen=_STATS_LIMIT)
         self._closed = False
@@ -137,6 +139,8 @@ class Checkpointer:
     def restore(self, *, trust: Trust = ()) -> Progress:
         """Put the newest checkpoint that verifies back into the live objects and the random generators.
 
+        Of those in the directory itself: what lies below it is another run's, or somebody's copy.
+
         Checkpoints that do not verify are skipped with a warning that says why, and are left where they are. The run
         goes on under its old identity: the checkpoints that it wrote before count for ``keep`` again.
 
@@ -159,7 +163,7 @@ class Checkpointer:
         """
         self._check_open()
         self.wait()
-        catalog = self._run.claimed(Catalog.latest)
+        catalog = self._run.claimed(Catalog.latest, below=False)
         try:
             restored = restoring.restore_newest(self._state, self.directory, catalog, OWN_ENTRY, self._run.claim, trust)
         except BaseException:
@@ -208,11 +212,12 @@ class Checkpointer:
     def save(self, *, pinned: bool = False) -> Path:
         """Save now, whatever the policy says; return the path as soon as the state is staged.
 
-        A ``pinned`` checkpoint is never removed.
+        A ``pinned`` checkpoint is never removed. With ``on_error="warn"``, the path is the one that was meant, also
+        where the save has failed already (``blocking``, or streamed), which a warning has told by then.
         """
         self._check_open()
         self._decide(EventKind.REQUEST, self._running_epoch(), pinned=pinned)
-        return self._run.ledger.records[-1].path
+        return self._last_path
 
     def attach(self, step: int, /, **metrics: Any) -> None:
         """Add ``metrics`` that were measured late, on the weights of optimizer step ``step``, to what was saved there.
@@ -270,7 +275,7 @@ class Checkpointer:
         known = {(record.path, record.time): record.stats for record in ledger.records}
         return tuple(
             replace(record, stats=known.get((record.path, record.time)) or record.stats)
-            for record in Catalog.of(self.directory).records
+            for record in Catalog.of(self.directory, below=False).records
             if record.path not in ledger.pending
         )
 
@@ -346,6 +351,8 @@ class Checkpointer:
         if event.kind is EventKind.EPOCH_END:
             self._check_ranked_by(metrics)
         (stem,) = decision.names
+        self._run.miss(self._run.missing())
+        self._warn_of_ranks()
         own = {record.path: record for record in self._run.ledger.records}
         same_step = {path for path, record in own.items() if record.step == event.step}
         name = first_free(
@@ -366,7 +373,7 @@ class Checkpointer:
         self._warn_of_other_runs()
         names = Names(name, replace=self.directory / name in same_step)
         has_ended = self._run.save(state, snapshot, names, proposed, self._live)
-        self._has_saved = True
+        self._has_saved, self._last_path = True, self.directory / name
         return has_ended
 
     def _captured(self) -> tuple[dict[str, Any], dict[str, str]]:
@@ -405,7 +412,7 @@ class Checkpointer:
         if self._alone:
             return
         try:
-            catalog = Catalog.of(self.directory)
+            catalog = Catalog.of(self.directory, below=False)
         except OSError:  # the save itself will say what the directory has
             return
         self._alone = True
@@ -415,6 +422,18 @@ class Checkpointer:
                 f"keep=. {told_of_the_living(catalog) or 'Call restore() first to go on with that run.'}",
                 stacklevel=5,
             )
+
+    def _warn_of_ranks(self) -> None:
+        """Say once that this process is not the one of its group that should save."""
+        if self._run.pipeline.leads or self._is_told_of_ranks:
+            return
+        self._is_told_of_ranks = True
+        warn(
+            f"rank {torch.distributed.get_rank()} of {torch.distributed.get_world_size()} saves into {self.directory}, "
+            "too: every rank that does writes a run of its own. Call restore() on all ranks; step(), epoch_end() and "
+            "save() on rank 0 only.",
+            stacklevel=5,
+        )
 
     def _running_epoch(self) -> int:
         """Return the epoch that is running or, between two epochs, the one that just ended."""

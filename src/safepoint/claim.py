@@ -28,8 +28,8 @@ Hold = Callable[[Path], bool]
 """Holds a checkpoint, unless another process does; tells whether it is held."""
 
 
-def claimed(directory: Path, choose: Choose, hold: Hold, extension: str = EXTENSION) -> Catalog:
-    """Return what is in ``directory`` once the run of the checkpoint that ``choose`` picks is nobody else's.
+def claimed(directory: Path, choose: Choose, hold: Hold, extension: str = EXTENSION, *, below: bool = True) -> Catalog:
+    """Return what is in ``directory``, and ``below``, once the run of what ``choose`` picks is nobody else's.
 
     That checkpoint is held by then. While another process has one of the run's, waits, and looks anew each time.
 
@@ -39,12 +39,12 @@ def claimed(directory: Path, choose: Choose, hold: Hold, extension: str = EXTENS
     """
     ends_s = time.monotonic() + WAIT_S
     while True:
-        catalog = Catalog.of(directory, extension)
+        catalog = Catalog.of(directory, extension, below=below)
         chosen = choose(catalog)
         if chosen is None:
             return catalog
         theirs = held_elsewhere(catalog, chosen.run) if hold(chosen.path) else chosen.path
-        if theirs is None and _is_all_there_is(catalog, extension):
+        if theirs is None and _is_all_there_is(catalog, extension, below=below):
             return catalog
         if time.monotonic() > ends_s:
             raise RunAliveError(_told(theirs or chosen.path, directory))
@@ -68,13 +68,27 @@ def _whose(path: Path) -> str:
     return "another process, perhaps on another host or in another container" if pid is None else f"process {pid}"
 
 
-def _is_all_there_is(catalog: Catalog, extension: str) -> bool:
+def _is_all_there_is(catalog: Catalog, extension: str, *, below: bool) -> bool:
     """Tell whether nothing has come since: a living run holds its newest before it lets go of the one before."""
-    return {*found_in(catalog.directory, extension)} <= {*catalog.manifests, *catalog.unreadable}
+    return {*found_in(catalog.directory, extension, below=below)} <= {*catalog.manifests, *catalog.unreadable}
 
 
 def _told(path: Path, directory: Path) -> str:
     return (
         f"{path} is held by {_whose(path)}: the run that saved it is still alive in {directory}, and two processes "
-        "cannot go on as one run. End that process and start again, or give another directory."
+        f"cannot go on as one run. End that process and start again, or give another directory.{_told_of_links(path)}"
+    )
+
+
+def _told_of_links(path: Path) -> str:
+    """Say what else may be the case where the file has other names: a copy made of links (``cp -al``) is none."""
+    try:
+        count = path.stat().st_nlink
+    except OSError:
+        return ""
+    if count == 1:
+        return ""
+    return (
+        f" The file has {count} names: if that run is alive in another directory, and these are hard links to its "
+        "files, wait for its end, or copy the files themselves (cp -a)."
     )

@@ -5,7 +5,7 @@ No clock, no disk, no torch: what happened is handed in, removal is done elsewhe
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
@@ -180,6 +180,23 @@ class Ledger:
         """Return every checkpoint of the run, oldest first, and what became of it."""
         present = tuple(Fate(record, kept=True, reason=self.kept.get(record.path, "")) for record in self.records)
         return tuple(sorted((*self.removed, *present), key=lambda fate: fate.record.time))
+
+    def without(self, gone: Collection[Path], reason: str) -> Ledger:
+        """Return the ledger without its durable records of ``gone``: they went for ``reason``, and not by a plan."""
+        lost = tuple(record for record in self.durable if record.path in gone)
+        keys = {_key(record) for record in lost}
+        return replace(
+            self,
+            records=tuple(record for record in self.records if _key(record) not in keys),
+            removed=(*self.removed, *(Fate(record, kept=False, reason=reason) for record in lost)),
+        )
+
+    def times_of(self, record: Record) -> frozenset[float]:
+        """Return the times of capture that the file of ``record`` may tell.
+
+        A save that was to replace it and failed may have got the name all the same, without becoming durable.
+        """
+        return frozenset((record.time, *(time for path, time in self.lost if path == record.path)))
 
     def with_back(self, back: Sequence[Record]) -> Ledger:
         """Return the ledger with ``back`` among its records again.

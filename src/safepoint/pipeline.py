@@ -139,6 +139,7 @@ class Pipeline:
         self._told_of: set[str] = set()
         self._under_way: deque[tuple[Part, ...]] = deque()  # of the jobs queued, in their order
         self._last_time = 0.0
+        self._captured_at: dict[tuple[Path, float], float] = {}  # what the manifest tells, where a record has its own
         self._last_size_bytes = 0
 
     def starts_after(self, time_s: float) -> None:
@@ -198,6 +199,7 @@ class Pipeline:
         history = self._history([ledgers.get(id(book), book.ledger) for book in self.books], parts, records)
         seal = Seal(layout, self._manifest(captured, snapshot, records[0], history))
         staged, waited_s = self._staged(captured, layout, live)
+        self._captured_at |= {(record.path, record.time): records[0].time for record in records[1:]}
         self._last_time, self._last_size_bytes = max(record.time for record in records), seal.size_bytes
         for part in parts:
             part.book.ledger = ledgers.get(id(part.book), part.book.ledger)
@@ -352,10 +354,24 @@ class Pipeline:
     def _removals(self, parts: Sequence[Part], any_own: frozenset[str]) -> tuple[Removal, ...]:
         """Return what goes once the save is durable under all names: never one of these names."""
         named = {name for part in parts for name in part.names.all}
-        released = [gone for part in parts if part.proposed is not None for gone in part.proposed[1].released]
-        runs = {self.name_of(gone): frozenset((gone.run,)) for gone in released}
-        runs |= {name: any_own for part in parts for name in part.names.obsolete if name not in runs}
-        return tuple(Removal(name, owners) for name, owners in runs.items() if name not in named)
+        released = [
+            (gone, self._times(gone, part.book.ledger))
+            for part in parts
+            if part.proposed is not None
+            for gone in part.proposed[1].released
+        ]
+        removals = {
+            self.name_of(gone): Removal(self.name_of(gone), frozenset((gone.run,)), times) for gone, times in released
+        }
+        for name in (name for part in parts for name in part.names.obsolete):
+            removals.setdefault(name, Removal(name, any_own))
+        return tuple(removal for name, removal in removals.items() if name not in named)
+
+    def _times(self, gone: Record, ledger: Ledger) -> frozenset[float]:
+        """Return which times of capture the file of ``gone`` may tell; another program's tells none."""
+        if not gone.run:
+            return frozenset()
+        return frozenset(self._captured_at.get((gone.path, time), time) for time in ledger.times_of(gone))
 
     def _history(self, ledgers: Sequence[Ledger], parts: Sequence[Part], records: Sequence[Record]) -> tuple[Fate, ...]:
         """Return what the ledgers tell, oldest first, with this save in it under all its names."""

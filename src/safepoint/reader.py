@@ -10,7 +10,7 @@ import contextlib
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
 from safepoint import archive, image
 from safepoint.archive import ForeignFileError
@@ -171,12 +171,20 @@ def verify_open(descriptor: int) -> list[str]:
             return [str(error)]
 
 
-def run_of(descriptor: int) -> str | None:
-    """Return the run that wrote an open file, "" for another program's, ``None`` if nobody can tell."""
+class Origin(NamedTuple):
+    """Which run wrote a file, "" for another program, and the time of capture that its manifest tells."""
+
+    run: str
+    time: float = 0.0
+
+
+def origin_of(descriptor: int) -> Origin | None:
+    """Return where an open file comes from, ``None`` if nobody can tell."""
     try:
-        return decode_summary(archive.manifest_bytes(descriptor)).run
+        summary = decode_summary(archive.manifest_bytes(descriptor))
+        return Origin(summary.run, summary.time)
     except ForeignFileError:
-        return ""
+        return Origin("")
     except (NotACheckpointError, OSError):
         return None
 

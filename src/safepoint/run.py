@@ -6,21 +6,26 @@ come out. The facade for plain loops and the adapters for frameworks both stand 
 
 from __future__ import annotations
 
+import errno
 import os
 import warnings
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from safepoint.catalog import Catalog
 from safepoint.claim import Choose, claimed
 from safepoint.deferral import Live
-from safepoint.errors import CaptureError, SaveError
+from safepoint.errors import CaptureError, CheckpointError, SaveError, warn
 from safepoint.ledger import Ledger
 from safepoint.naming import EXTENSION
 from safepoint.pipeline import NOTHING_LIVE, Book, Part, Pipeline, Proposed, Snapshot
+from safepoint.reader import read_summary
 from safepoint.records import Record, SaveStats
 from safepoint.stores.local import clean
 from safepoint.writer import Names, Outcome
+
+_NOT_THERE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +50,7 @@ class Run:
         self.pipeline = pipeline
         self.directory = pipeline.directory
         self._book = Book()
+        self._missed: dict[Path, Record] = {}
         pipeline.books.append(self._book)
 
     @property
@@ -69,8 +75,8 @@ class Run:
         self.pipeline.starts_after(max((record.time for record in ledger.records), default=0.0))
         clean(self.directory)
 
-    def claimed(self, choose: Choose, extension: str = EXTENSION) -> Catalog:
-        """Return what is in the directory once the run to go on with, of what ``choose`` picks, is nobody else's.
+    def claimed(self, choose: Choose, extension: str = EXTENSION, *, below: bool = True) -> Catalog:
+        """Return what is in the directory, and ``below``, once the run of what ``choose`` picks is nobody else's.
 
         Of several ranks, the first alone sees to that, and holds the checkpoint.
 
@@ -79,16 +85,35 @@ class Run:
 
         """
         if not self.pipeline.leads:
-            return Catalog.of(self.directory, extension)
+            return Catalog.of(self.directory, extension, below=below)
         try:
-            return claimed(self.directory, choose, self.pipeline.claim, extension)
+            return claimed(self.directory, choose, self.pipeline.claim, extension, below=below)
         except BaseException:
             self.pipeline.let_go()
             raise
 
     def claim(self, record: Record) -> None:
-        """Do as ``claimed`` does for the run of ``record``."""
-        self.claimed(lambda catalog: next((found for found in catalog.records if found.path == record.path), None))
+        """Do as ``claimed`` does for the run of ``record``, whose files lie side by side."""
+        self.claimed(
+            lambda catalog: next((found for found in catalog.records if found.path == record.path), None), below=False
+        )
+
+    def missing(self) -> frozenset[Path]:
+        """Return the durable checkpoints of the run that are not there any more: somebody else has taken them away."""
+        known = {*self._missed, *(record.path for record in self.ledger.durable)}
+        return frozenset(path for path in known if _is_gone(path))
+
+    def miss(self, missing: Collection[Path]) -> None:
+        """Let what is ``missing``, of several ranks to the first, count for no plan; call it before each is made.
+
+        Warns of what was there the last time. What has come back counts again.
+        """
+        back = [record for path, record in self._missed.items() if path not in missing]
+        gone = {record.path: record for record in self.ledger.durable if record.path in missing}
+        self._missed = {path: record for path, record in (self._missed | gone).items() if path in missing}
+        self.ledger = self.ledger.with_back(back).without(gone, "removed by somebody else")
+        if gone:
+            warn(_told_of_the_missing(self.directory, tuple(gone)), stacklevel=5)
 
     def candidate(self, snapshot: Snapshot, name: str) -> Record:
         """See ``Pipeline.candidate``."""
@@ -203,13 +228,54 @@ class Run:
             message = f"{path}{also} is saved, but {outcome.still_there[0]} could not be removed: {cause}"
         else:
             reason = str(cause).removesuffix(".")
+            certainty, earlier = "", "Earlier"
+            if _has_its_name(outcome):  # the directory could not be made durable, and what was replaced is gone
+                certainty = " for certain"
+                earlier = (
+                    f"{path.name} has the new content, which a power cut may take back, in the place of the one before;"
+                    " other"
+                )
             message = (
-                f"{path}{also} was not saved: {reason}. Earlier checkpoints are intact and nothing was removed"
-                f"{_remedy(cause)}."
+                f"{path}{also} was not saved{certainty}: {reason}. {earlier} checkpoints are intact and nothing was "
+                f"removed{_remedy(cause)}."
             )
         error = SaveError(message)
         error.__cause__ = cause
         return error
+
+
+def _is_gone(path: Path) -> bool:
+    try:
+        path.lstat()
+    except OSError as error:
+        return error.errno in _NOT_THERE  # else nobody can tell
+    return False
+
+
+def _told_of_the_missing(directory: Path, gone: tuple[Path, ...]) -> str:
+    count = "a checkpoint" if len(gone) == 1 else f"{len(gone)} checkpoints"
+    then = "Somebody else has removed or moved them" if len(gone) > 1 else "Somebody else has removed or moved it"
+    if not directory.is_dir():
+        return (
+            f"{directory} is not there any more, and with it {count} of this run. {then}; the next save makes the "
+            "directory anew, and keep= counts only what is in it. Move what was there back, and it counts again."
+        )
+    names = f"{gone[0].name}{' and more' if len(gone) > 1 else ''}"
+    return (
+        f"{count} of this run, {names}, cannot be found in {directory} any more. {then}; keep= counts only what is "
+        "there."
+    )
+
+
+def _has_its_name(outcome: Outcome) -> bool:
+    """Tell whether a save that failed has taken the place of another all the same."""
+    job = outcome.job
+    if not (job.names.replace or job.names.overwrite):
+        return False
+    try:
+        return read_summary(job.path).time == job.seal.captured_at
+    except (CheckpointError, OSError):
+        return False
 
 
 def _remedy(cause: Exception) -> str:

@@ -68,6 +68,7 @@ class Seal:
         self.layout = image.lay_out(
             layout.pickle.size_bytes, [entry.size_bytes for entry in layout.storages], self._manifest_bytes
         )
+        self.captured_at = draft.time
         self._sums: dict[str, Checksums] = {}
         self._sums_at: dict[int, Checksums] = {}
         unsummed = dict.fromkeys((entry.name for entry in self.layout.entries), 0)

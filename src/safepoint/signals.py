@@ -13,7 +13,9 @@ from safepoint.errors import ConfigurationError
 class Signals:
     """Note which of the signals called ``names`` have come, and call the Python handlers that were there before.
 
-    The default action of a signal, which may end the process, does not take place while its handler is replaced.
+    The default action of a signal, which may end the process, does not take place while its handler is replaced. Once
+    ``restore`` was called, a signal that still comes here, by way of whoever has replaced the handler since, is only
+    passed on, to the default action too.
 
     Raises:
         ConfigurationError: this is not the main thread, the only one that Python lets set handlers.
@@ -22,6 +24,7 @@ class Signals:
 
     def __init__(self, names: Collection[str]) -> None:
         self._come: list[str] = []
+        self._is_closed = False
         self._before: dict[signal.Signals, Any] = {}
         for name in sorted(names):
             number = signal.Signals[name]
@@ -42,11 +45,24 @@ class Signals:
         """Put the handlers from before back, unless somebody has replaced these since."""
         for number, handler in self._before.items():
             if signal.getsignal(number) == self._note:
-                signal.signal(number, signal.SIG_DFL if handler is None else handler)
-        self._before.clear()
+                before = _open(handler, number)
+                signal.signal(number, signal.SIG_DFL if before is None else before)
+        self._is_closed = True
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        self._come.append(signal.Signals(number).name)
-        handler = self._before.get(signal.Signals(number))
+        if not self._is_closed:
+            self._come.append(signal.Signals(number).name)
+        handler = _open(self._before[signal.Signals(number)], number)
         if callable(handler):
             handler(number, frame)
+        elif self._is_closed and handler is not signal.SIG_IGN:
+            ours = signal.signal(number, signal.SIG_DFL)
+            signal.raise_signal(number)
+            signal.signal(number, ours)
+
+
+def _open(handler: Any, number: int) -> Any:
+    """Return ``handler``, or what was there before it where it is that of ``Signals`` that are closed."""
+    while isinstance(owner := getattr(handler, "__self__", None), Signals) and owner._is_closed:  # noqa: SLF001
+        handler = owner._before[signal.Signals(number)]  # noqa: SLF001
+    return handler

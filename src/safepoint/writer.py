@@ -84,11 +84,13 @@ class Names:
 class Removal:
     """A name to be removed, unless something is there by then that none of ``runs`` wrote.
 
-    The run "" stands for another program.
+    The run "" stands for another program. Where there are ``times``, it must have been captured at one of them: another
+    process may have saved under that name as the same run.
     """
 
     name: str
     runs: frozenset[str]
+    times: frozenset[float] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -299,7 +301,7 @@ class Writer:
 
     def _removed(self, outcome: Outcome) -> Outcome:
         for index, removal in enumerate(outcome.job.remove):
-            is_own = partial(_is_of, removal.runs)
+            is_own = partial(_is_of, removal.runs, times=removal.times)
             try:
                 gone = _persisting(partial(self._store.remove, removal.name, is_own=is_own))
             except OSError as error:
@@ -329,8 +331,9 @@ def _persisting(act: Callable[[], T]) -> T:
     return act()
 
 
-def _is_of(runs: frozenset[str], descriptor: int) -> bool:
-    return reader.run_of(descriptor) in runs
+def _is_of(runs: frozenset[str], descriptor: int, *, times: frozenset[float] = frozenset()) -> bool:
+    origin = reader.origin_of(descriptor)
+    return origin is not None and origin.run in runs and (not times or origin.time in times)
 
 
 def _read_back(descriptor: int) -> None:

@@ -368,3 +368,30 @@ def test_sizes_survive_a_failure() -> None:
     ledger, second = ledger.propose(_record("b", 2), keep.latest())
     ledger = ledger.committed(first, 7).failed(second)
     assert [record.size_bytes for record in ledger.records] == [7]
+
+
+def test_ledger_without_what_somebody_removed() -> None:
+    """What is gone counts for no plan and is told of as gone; what is pending is on its way, whatever is there."""
+    policy = keep.best("loss")
+    ledger, _ = _saved(keep.all(), _record("a", 1, loss=1.0), _record("b", 2, loss=2.0)).propose(
+        _record("c", 3, loss=3.0), keep.all()
+    )
+    ledger = ledger.without(_paths("a", "c", "z"), "removed by somebody else")
+    assert _names(ledger) == ["b", "c"]
+    assert next((fate.record.path.stem, fate.kept, fate.reason) for fate in ledger.history()) == (
+        "a",
+        False,
+        "removed by somebody else",
+    )
+    ledger, proposal = ledger.propose(_record("d", 4, loss=4.0), policy)
+    assert [record.path for record in proposal.released] == _paths("c")
+    assert _names(ledger.with_back([_record("a", 1, loss=1.0)])) == ["a", "b", "d"]
+
+
+def test_ledger_knows_the_times_that_a_file_may_tell() -> None:
+    """A failed replacement may have the name all the same: the file of the record may be either."""
+    before = _record("a", 1)
+    ledger, proposal = _saved(keep.all(), before, _record("b", 2)).propose(_record("a", 3), keep.all())
+    ledger = ledger.failed(proposal)
+    assert ledger.times_of(before) == {1, 3}
+    assert ledger.times_of(_record("b", 2)) == {2}

@@ -111,7 +111,8 @@ def test_directory_removed_under_a_running_job_is_made_again(tmp_path: Path) -> 
         checkpointer.wait()
         (directory / "epoch=0-step=1.ckpt").unlink()
         directory.rmdir()
-        checkpointer.step(loss=training.advance())
+        with pytest.warns(RuntimeWarning, match="not there any more, and with it a checkpoint of this run"):
+            checkpointer.step(loss=training.advance())
         checkpointer.wait()
     assert [path.name for path in whole_checkpoints(directory)] == ["epoch=0-step=2.ckpt"]
 

@@ -118,8 +118,8 @@ def test_restore_looks_again_when_it_has_the_newest(
     other.ask("step")
     read = claim.Catalog.of
 
-    def slow(*arguments: object) -> claim.Catalog:
-        catalog = read(*arguments)  # type: ignore[arg-type]
+    def slow(*arguments: object, **options: bool) -> claim.Catalog:
+        catalog = read(*arguments, **options)  # type: ignore[arg-type]
         other.ask("step")
         return catalog
 
