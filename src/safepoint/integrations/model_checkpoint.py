@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, Literal
@@ -136,7 +137,10 @@ class ModelCheckpointBody(Saving):
         self.dirpath = trainer.strategy.broadcast(ahead.directory(trainer, self.dirpath))
         directory = Path(self.dirpath)
         self._resumed_from = None
-        self._exchange = self.framework.intercept(trainer.strategy)
+        exchange = self.framework.intercept(trainer.strategy)
+        if self._run is not None and exchange is not self._exchange:
+            self._leave(trainer)  # of another trainer, which has told nobody that it ended
+        self._exchange = exchange
         if stage == "fit":
             self._exchange.claims.append(lambda path: resume.claim(self._runs, path, self.FILE_EXTENSION))
             with self._in_the_frameworks_words():
@@ -149,11 +153,7 @@ class ModelCheckpointBody(Saving):
             self._exchange.claims.clear()
         if self._run is None:
             self._has_memory = False
-            self._run = Run(self._exchange.pipeline(directory, self._options))
-            if self._carried is not None:
-                if stage == "fit" and trainer.is_global_zero and self._carried[1].durable:
-                    resume.claim(self._run, self._carried[1].durable[-1].path, self.FILE_EXTENSION)
-                self._run.adopt(*self._carried)
+            self._run = self._joined(directory, claims=stage == "fit" and trainer.is_global_zero)
             if stage == "fit" and self._options.staging == "deferred":
                 self._vanguard = vanguard(self.framework.callback, self._run.pipeline.hold_back)
                 # A new list, as the old one is just being gone through.
@@ -201,28 +201,19 @@ class ModelCheckpointBody(Saving):
         """Save if ``save_on_exception`` says so; in any case return when everything is durable, hiding nothing."""
         if self._run is None:
             return
-        try:
+        with self._warned_during(exception):
             self._write_requests(trainer)
             unsaved = self._last_global_step_saved != trainer.global_step
             if self.save_on_exception and unsaved and not trainer.fast_dev_run and not trainer.sanity_checking:
                 self._save(trainer, f"exception: {type(exception).__name__}", top_k=False, last=True, loose=True)
                 self._write_requests(trainer)
-            self._take_in(trainer, self._runs.close())  # the framework calls no teardown() after this
-        except Exception as late:  # noqa: BLE001 - the exception that is being handled must come out, not this one
-            self.framework.warn(f"While {type(exception).__name__} was handled, a checkpoint failed too: {late}")
+        with self._warned_during(exception):
+            self._leave(trainer)  # the framework calls no teardown() after this
 
     def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:  # noqa: ARG002 - the framework's signature
         """Return when everything is durable, and end the background thread."""
-        if self._run is None:
-            return
-        run = self._run
-        try:
-            self._take_in(trainer, run.close())
-        finally:
-            self._exchange.leave(run)
-            self._run, self._exchange = None, Exchange()
-            trainer.callbacks = [callback for callback in trainer.callbacks if callback is not self._vanguard]
-            self._carried = (run.identity, run.ledger)
+        if self._run is not None:
+            self._leave(trainer)
 
     def on_load_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: dict[str, Any]) -> None:  # noqa: ARG002
         """Take note of the checkpoint that the run is resumed from: it is not removed by this run."""
@@ -261,6 +252,46 @@ class ModelCheckpointBody(Saving):
         stem = stem if ver is None else f"{stem}{self.CHECKPOINT_JOIN_CHAR}v{ver}"
         name = f"{stem}{self.FILE_EXTENSION}"
         return os.path.join(self.dirpath, name) if self.dirpath else name
+
+    # Of one trainer at a time.
+
+    def _joined(self, directory: Path, *, claims: bool) -> Run:
+        """Return a run in ``directory`` that goes on with what an earlier fit held, if nobody else does.
+
+        Raises:
+            RunAliveError: with ``claims``, another process goes on with it; what is carried stays for a later fit.
+
+        """
+        run = Run(self._exchange.pipeline(directory, self._options))
+        if self._carried is None:
+            return run
+        try:
+            if claims and self._carried[1].durable:
+                resume.claim(run, self._carried[1].durable[-1].path, self.FILE_EXTENSION)
+            run.adopt(*self._carried)
+        except BaseException:
+            self._exchange.leave(run)
+            raise
+        return run
+
+    def _leave(self, trainer: Any) -> None:
+        """Return when everything is durable, with no part in this trainer any more; a later fit goes on from here."""
+        run = self._runs
+        try:
+            self._take_in(trainer, run.close())
+        finally:
+            self._exchange.leave(run)
+            self._run, self._exchange = None, Exchange()
+            trainer.callbacks = [callback for callback in trainer.callbacks if callback is not self._vanguard]
+            self._carried = (run.identity, run.ledger)
+
+    @contextmanager
+    def _warned_during(self, exception: BaseException) -> Iterator[None]:
+        """Warn of what fails while ``exception`` is handled: that must come out, and nothing else."""
+        try:
+            yield
+        except Exception as late:  # noqa: BLE001 - whatever it is
+            self.framework.warn(f"While {type(exception).__name__} was handled, a checkpoint failed too: {late}")
 
     # When.
 
