@@ -235,7 +235,7 @@ class ModelCheckpointBody(Saving):
         self._durable_last = self.last_model_path
         if identity is None:  # of files that the framework wrote itself
             self._run.pipeline.predecessors.add("")
-        self._run.adopt(identity or self._run.identity, ledger)
+        self._exchange.adopt(self._run, identity or self._run.identity, ledger)
 
     # The framework's public methods.
 
@@ -268,7 +268,7 @@ class ModelCheckpointBody(Saving):
         try:
             if claims and self._carried[1].durable:
                 resume.claim(run, self._carried[1].durable[-1].path, self.FILE_EXTENSION)
-            run.adopt(*self._carried)
+            self._exchange.adopt(run, *self._carried)
         except BaseException:
             self._exchange.leave(run)
             raise
