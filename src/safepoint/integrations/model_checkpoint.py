@@ -117,6 +117,8 @@ class ModelCheckpointBody(Saving):
         self._scores: dict[Path, Tensor] = {}
         self._durable_last = ""
         self._lasts: dict[str, str] = {}
+        self._secured = (0, "")
+        self._failed_step = -1
         self._untold = 0
         self._resumed_from: Path | None = None
         self._plugin_named = False
@@ -188,11 +190,13 @@ class ModelCheckpointBody(Saving):
         self._write_requests(trainer, "on_train_epoch_end")
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:  # noqa: ARG002 - the framework's signature
-        """Save what still waits, see to ``save_last``, and return when everything is durable."""
-        self._settle(trainer)
+        """Save what still waits or has failed here, see to ``save_last``, and return when everything is durable."""
+        self._wait(trainer)  # what has failed by now counts as not saved
+        if self._as_rank_0_knows(trainer, known=self._failed_step == trainer.global_step) and not self._skips(trainer):
+            self._save(trainer, "train end, as the save at this step failed", last=True)
         if self._schedule.waiting and not self._skips(trainer):
             self._follow(trainer, self._decide(trainer, EventKind.TRAIN_END), last=True)
-        if self.save_last and not self._last_checkpoint_saved and not trainer.fast_dev_run:
+        if self.save_last and not trainer.fast_dev_run and not self._has_saved(trainer):
             self._save(trainer, "train end", top_k=False, last=True)
         self._write_requests(trainer)
         self._wait(trainer)
@@ -203,6 +207,9 @@ class ModelCheckpointBody(Saving):
             return
         with self._warned_during(exception):
             self._write_requests(trainer)
+            if self.save_on_exception:
+                with self._warned_during(exception):
+                    self._wait(trainer)  # what has failed by now counts as not saved
             unsaved = self._last_global_step_saved != trainer.global_step
             if self.save_on_exception and unsaved and not trainer.fast_dev_run and not trainer.sanity_checking:
                 self._save(trainer, f"exception: {type(exception).__name__}", top_k=False, last=True, loose=True)
@@ -365,10 +372,7 @@ class ModelCheckpointBody(Saving):
     def _skips(self, trainer: Any) -> bool:
         """Tell whether nothing is saved now: outside of fitting, in a dry run, or at a step that is saved already."""
         return bool(
-            trainer.fast_dev_run
-            or trainer.state.fn != "fit"
-            or trainer.sanity_checking
-            or self._last_global_step_saved == trainer.global_step
+            trainer.fast_dev_run or trainer.state.fn != "fit" or trainer.sanity_checking or self._is_saved(trainer)
         )
 
     def _measured_later(self, trainer: Any) -> bool:
@@ -397,7 +401,7 @@ class ModelCheckpointBody(Saving):
     def _save_at_epoch(self, trainer: Any) -> None:
         """Save what is due at the epoch hook; where ``last`` is a "link" to nothing but itself, refresh it here."""
         decided = self._decide(trainer, EventKind.EPOCH_END)
-        last = self.save_last == "link" and self.save_top_k == 0 and bool(self._last_checkpoint_saved)
+        last = self.save_last == "link" and self.save_top_k == 0 and self._has_saved(trainer)
         if not isinstance(decided[1], Save):
             if last:
                 self._save(trainer, "epoch end", last=True)
