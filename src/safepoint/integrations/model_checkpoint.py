@@ -113,6 +113,7 @@ class ModelCheckpointBody(Saving):
         self._schedule = schedule.start(_NOWHERE, 0.0)
         self._run: Run | None = None
         self._exchange = Exchange()
+        self._resolved: tuple[Any, Path] = None, Path()
         self._carried: tuple[str, Ledger] | None = None
         self._scores: dict[Path, Tensor] = {}
         self._durable_last = ""
@@ -137,7 +138,7 @@ class ModelCheckpointBody(Saving):
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:  # noqa: ARG002 - the framework's signature
         """Decide the directory, refuse one that cannot be written to, and see that what is loaded is verified."""
         self.dirpath = trainer.strategy.broadcast(ahead.directory(trainer, self.dirpath))
-        directory = Path(self.dirpath)
+        directory = self._directory()
         self._resumed_from = None
         exchange = self.framework.intercept(trainer.strategy)
         if self._run is not None and exchange is not self._exchange:
@@ -229,14 +230,18 @@ class ModelCheckpointBody(Saving):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on with what an earlier run held, whether its callback was this one or the framework's own."""
         if self.dirpath is not None:
-            state_dict = resume.rebased(state_dict, Path(self.dirpath))
-            state_dict = resume.believed(state_dict, Path(self.dirpath), self.FILE_EXTENSION, self._resumed_from)
+            directory = self._directory()
+            state_dict = resume.absolute(state_dict, str(self.dirpath), directory)
+            state_dict = resume.rebased(state_dict, directory)
+            state_dict = resume.believed(state_dict, directory, self.FILE_EXTENSION, self._resumed_from)
+            if state_dict.get("dirpath") == str(directory):
+                state_dict = {**state_dict, "dirpath": self.dirpath}  # as the framework compares it
         super().load_state_dict(state_dict)  # type: ignore[misc]
         if self._run is None:
             return
         held = self.best_k_models if self.monitor is not None else dict.fromkeys(filter(None, [self.best_model_path]))
         identity, ledger = resume.ledger(
-            Path(self.dirpath), self.FILE_EXTENSION, held, self.monitor, self._resumed_from
+            self._run.directory, self.FILE_EXTENSION, held, self.monitor, self._resumed_from
         )
         self._scores = {Path(path): score for path, score in held.items() if score is not None}
         self._durable_last = self.last_model_path
@@ -455,9 +460,15 @@ class ModelCheckpointBody(Saving):
 
     # Where, and what the trainer asks.
 
+    def _directory(self) -> Path:
+        """Return where ``dirpath`` was when it was first asked for: the process may change its own directory."""
+        if self._resolved[0] != self.dirpath:
+            self._resolved = self.dirpath, Path(os.path.abspath(self.dirpath))
+        return self._resolved[1]
+
     def _find_last_checkpoints(self, trainer: Any) -> set[str]:
         """Return the newest sound checkpoint called ``last``, or, if none is sound, the newest sound one at all."""
-        directory = Path(ahead.directory(trainer, self.dirpath))
+        directory = Path(ahead.directory(trainer, None)) if self.dirpath is None else self._directory()
         found = resume.newest_last(
             directory,
             self.CHECKPOINT_NAME_LAST,
