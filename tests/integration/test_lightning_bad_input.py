@@ -391,6 +391,71 @@ def test_disk_that_stays_full_shows_nothing_that_is_not_there(
     assert shown(callback)["last_model_path"] == "last.ckpt"
 
 
+def test_failed_save_leaves_no_kth_best_behind(
+    framework: Framework, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With fewer than k checkpoints there is no kth best, as before the kth was saved."""
+    break_disk(monkeypatch, Fault("write", 2, lasting=True))
+    callback = framework.ModelCheckpoint(tmp_path, "{epoch}", monitor="val_loss", save_top_k=2, on_error="warn")
+    with pytest.warns(RuntimeWarning, match="was not saved"):
+        fit(framework, callback, epochs=3)
+    assert listing(tmp_path) == ["epoch=0.ckpt"]
+    assert shown(callback)["best_k_models"] == {"epoch=0.ckpt": "tensor(1.5000)"}
+    assert (callback.kth_best_model_path, callback.kth_value) == ("", float("inf"))
+
+
+@pytest.mark.parametrize("blocking", [True, False], ids=["blocking", "background"])
+@pytest.mark.parametrize("trigger", ["every_n_train_steps", "every_n_epochs"])
+def test_warned_failure_at_the_last_step_is_made_good_at_the_end(
+    framework: Framework, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, trigger: str, *, blocking: bool
+) -> None:
+    """What has failed counts as not saved: the last state of the training is saved all the same."""
+    break_disk(monkeypatch, Fault("write", 1))
+    every = {"every_n_train_steps": 4, "every_n_epochs": 2}[trigger]
+    callback = framework.ModelCheckpoint(
+        tmp_path, "{step}", save_last=True, on_error="warn", blocking=blocking, **{trigger: every}
+    )
+    with pytest.warns(RuntimeWarning, match="was not saved"):
+        fit(framework, callback, epochs=2)
+    assert [path.name for path in whole_checkpoints(tmp_path)] == ["last.ckpt", "step=4.ckpt"]
+    assert callback.best_model_path == str(tmp_path / "step=4.ckpt")
+    assert callback.last_model_path == str(tmp_path / "last.ckpt")
+
+
+@pytest.mark.parametrize("on_error", ["warn", "raise"])
+def test_step_whose_save_failed_is_saved_on_an_exception(
+    framework: Framework, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, on_error: str
+) -> None:
+    """Even if nobody has heard of the failure when the exception comes."""
+    fault = Fault("write", 2, delay_s=0.05)
+    break_disk(monkeypatch, fault)
+
+    class Stop(framework.pl.Callback):  # type: ignore[misc,name-defined]
+        def on_train_batch_start(self, trainer: Any, *_: Any) -> None:
+            if trainer.global_step == 2:
+                raise ZeroDivisionError
+
+    callback = framework.ModelCheckpoint(
+        tmp_path, "{step}", every_n_train_steps=1, save_top_k=-1, save_on_exception=True, on_error=on_error
+    )
+    with pytest.raises(ZeroDivisionError), pytest.warns(Warning, match="step=2.ckpt was not saved"):
+        fit(framework, callback, Stop())
+    assert [path.name for path in whole_checkpoints(tmp_path)] == ["step=1.ckpt", "step=2.ckpt"]
+
+
+def test_late_failure_does_not_hide_that_the_next_step_is_saved(
+    framework: Framework, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A save that failed before the last is no reason to save the last step twice."""
+    break_disk(monkeypatch, Fault("write", 2, delay_s=0.05))
+    callback = framework.ModelCheckpoint(
+        tmp_path, "{step}", every_n_train_steps=1, save_top_k=-1, on_error="warn", max_images=9
+    )
+    with pytest.warns(RuntimeWarning, match="step=2.ckpt was not saved"):
+        fit(framework, callback, epochs=2)
+    assert [path.name for path in whole_checkpoints(tmp_path)] == ["step=1.ckpt", "step=3.ckpt", "step=4.ckpt"]
+
+
 def test_disk_that_is_full_from_the_start_shows_no_path_at_all(
     framework: Framework, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -137,6 +137,25 @@ def test_6_one_write_has_the_state_of_every_callback(framework: Framework, tmp_p
     assert listing(tmp_path) == ["epoch=1-a.ckpt", "epoch=2-b.ckpt"]
 
 
+def test_6_callbacks_with_different_options_are_one_run(framework: Framework, tmp_path: Path) -> None:
+    """Each finds its best again, whichever's checkpoint the run is resumed from; in a second resumed run, too."""
+
+    def callbacks() -> list[Any]:
+        return [
+            framework.ModelCheckpoint(tmp_path, "best-{epoch}", monitor="val_loss", verify_after_write=True),
+            framework.ModelCheckpoint(tmp_path, "step-{step}", every_n_train_steps=1),
+        ]
+
+    metrics = {"val_loss": (0.1, 0.5, 0.9, 0.8)}
+    for epochs in (2, 3, 4):
+        best, newest = callbacks()
+        path = tmp_path / f"step-step={2 * epochs - 2}.ckpt" if epochs > 2 else None
+        fit(framework, best, newest, metrics=metrics, epochs=epochs, ckpt_path=path)
+        assert Path(best.best_model_path).name == "best-epoch=0.ckpt"
+        assert [name for name in listing(tmp_path) if name.startswith("best")] == ["best-epoch=0.ckpt"]
+    assert len({record.run for record in Catalog.of(tmp_path).records}) == 1
+
+
 def test_6_a_hook_that_is_overridden_loses_nothing(framework: Framework, tmp_path: Path) -> None:
     """A callback that comes last and never calls our hook holds nobody's checkpoint up."""
 

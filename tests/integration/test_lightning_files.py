@@ -222,7 +222,6 @@ def test_resumed_run_keeps_its_identity_and_history(framework: Framework, tmp_pa
 
 
 @NOT_EMPTY
-@NOT_EMPTY
 def test_moved_directory_loses_no_checkpoint(framework: Framework, tmp_path: Path) -> None:
     """Resumed from a renamed directory, training goes on at the right step and removes nothing there."""
     arguments: dict[str, Any] = {"filename": "{epoch}", "save_top_k": -1, "save_last": True}
@@ -455,6 +454,58 @@ def test_logger_decides_the_directory_where_none_is_given(framework: Framework, 
     fit(framework, callback, epochs=1, default_root_dir=tmp_path)
     assert callback.best_model_path == str(tmp_path / "checkpoints" / "a.ckpt")
     assert len(whole_checkpoints(tmp_path)) == 2
+
+
+@NOT_EMPTY
+def test_relative_directory_is_where_it_was_at_the_start(
+    framework: Framework, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Training that changes the working directory saves all into one, and resumes there; moved with it, too."""
+    home, elsewhere, moved = tmp_path / "home", tmp_path / "elsewhere", tmp_path / "moved"
+    home.mkdir()
+    elsewhere.mkdir()
+    monkeypatch.chdir(home)
+
+    class Leave(framework.pl.Callback):  # type: ignore[misc,name-defined]
+        def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:
+            os.chdir(elsewhere)
+
+    def callback() -> Any:
+        return framework.ModelCheckpoint(filename="{epoch}", monitor="val_loss", save_top_k=2, save_last=True)
+
+    first = callback()
+    fit(framework, Leave(), first, epochs=3, default_root_dir="runs")
+    assert first.dirpath == os.path.join("runs", "checkpoints")
+    assert listing(home) == [f"runs/checkpoints/{name}.ckpt" for name in ("epoch=1", "epoch=2", "last")]
+    fit(framework, Leave(), first, epochs=4, default_root_dir="runs", ckpt_path="last")
+    for directory, epochs, best in ((home, 5, [3, 4]), (moved, 6, [3, 5])):
+        if directory is moved:
+            home.rename(moved)
+        monkeypatch.chdir(directory)
+        again = callback()
+        fit(framework, Leave(), again, epochs=epochs, default_root_dir="runs", ckpt_path="last")
+        here = directory / "runs" / "checkpoints"
+        assert sorted(again.best_k_models) == [str(here / f"epoch={epoch}.ckpt") for epoch in best]
+        assert [path.name for path in whole_checkpoints(here)] == [
+            *(f"epoch={epoch}.ckpt" for epoch in best),
+            "last.ckpt",
+        ]
+    assert listing(elsewhere) == []
+
+
+def test_relative_names_of_the_original_are_gone_on_with(
+    framework: Framework, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Lightning's own callback keeps relative paths in its state: what they name counts in the top k."""
+    monkeypatch.chdir(tmp_path)
+    arguments: dict[str, Any] = {"filename": "{epoch}", "monitor": "val_loss", "save_top_k": 1}
+    fit(framework, framework.original(**arguments), epochs=4, default_root_dir="runs")
+    ours = framework.ModelCheckpoint(**arguments)
+    path = Path("runs", "checkpoints", "epoch=3.ckpt")
+    with pytest.warns(UserWarning, match="exists and is not empty"):
+        fit(framework, ours, epochs=6, default_root_dir="runs", ckpt_path=path)
+    assert listing(tmp_path) == [str(path)]
+    assert ours.best_model_path == str(tmp_path / path)
 
 
 @NOT_EMPTY

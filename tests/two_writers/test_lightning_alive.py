@@ -103,3 +103,30 @@ def test_second_fit_refuses_what_another_process_has_gone_on_with(
     other.kill()
     trainer.fit(module, models.loader(), models.loader())
     assert trainer.current_epoch == 2
+
+
+def test_fit_after_an_exception_refuses_what_another_process_has_gone_on_with(
+    framework: Framework, tmp_path: Path, start: Start, impatient: None
+) -> None:
+    """It claims its run as after a fit that ended well, and still goes on with it once the other process has ended."""
+
+    class BrokenError(Exception):
+        pass
+
+    class Breaking(framework.pl.Callback):  # type: ignore[misc,name-defined]
+        def on_train_batch_start(self, trainer: Any, *_: Any) -> None:
+            if trainer.global_step == models.BATCHES_PER_EPOCH:
+                raise BrokenError
+
+    callback = framework.ModelCheckpoint(tmp_path, filename="{step}")
+    with pytest.raises(BrokenError):
+        fit(framework, Breaking(), callback)
+    (path,) = tmp_path.iterdir()
+    other = start(path, script="hold.py")
+    for _ in range(2):
+        with pytest.raises(RunAliveError, match=f"held by process {other.pid}"):
+            fit(framework, callback, epochs=2)
+    assert list(tmp_path.iterdir()) == [path]
+    other.kill()
+    fit(framework, callback, epochs=2)
+    assert os.listdir(tmp_path) == ["step=4.ckpt"]

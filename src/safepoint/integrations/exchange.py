@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from safepoint.deferral import Live
 from safepoint.excluded import Excluder
+from safepoint.ledger import Ledger
 from safepoint.pipeline import NOTHING_LIVE, Options, Pipeline, Proposed, Snapshot
 from safepoint.run import Run
 from safepoint.writer import Names
@@ -40,7 +41,11 @@ class Request:
 
 
 class Exchange:
-    """What the callbacks of one trainer share: a pipeline for each directory, and what is asked for at this moment."""
+    """What the callbacks of one trainer share: who they are in each directory, and what is asked for at this moment.
+
+    Those that save into one directory are one run there, with a pipeline for each set of options: each can then be seen
+    to have saved what it holds, whichever callback's checkpoint the run is resumed from.
+    """
 
     def __init__(self) -> None:
         self.requests: list[Request] = []
@@ -51,13 +56,25 @@ class Exchange:
     def pipeline(self, directory: Path, options: Options) -> Pipeline:
         """Return the pipeline of all who save into ``directory`` with these ``options``."""
         if (directory, options) not in self._pipelines:
-            self._pipelines[directory, options] = Pipeline(directory, options)
+            pipeline = Pipeline(directory, options)
+            for other in self._pipelines_in(directory):
+                pipeline.identity = other.identity
+            self._pipelines[directory, options] = pipeline
         return self._pipelines[directory, options]
+
+    def adopt(self, run: Run, identity: str, ledger: Ledger) -> None:
+        """Let ``run``, and all who save into its directory, go on as ``identity``; ``ledger`` is its own alone."""
+        run.adopt(identity, ledger)
+        for pipeline in self._pipelines_in(run.directory):
+            pipeline.identity = identity
 
     def leave(self, run: Run) -> None:
         """Let go of a run that has ended, and of its pipeline's memory with the last one."""
         run.leave()
         self._pipelines = {key: pipeline for key, pipeline in self._pipelines.items() if pipeline.books}
+
+    def _pipelines_in(self, directory: Path) -> list[Pipeline]:
+        return [pipeline for (there, _), pipeline in self._pipelines.items() if there == directory]
 
     def claim(self, path: Path) -> None:
         """Let every callback that is about to resume from ``path`` make sure that its run is nobody else's."""

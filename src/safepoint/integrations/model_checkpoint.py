@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, Literal
@@ -112,10 +113,13 @@ class ModelCheckpointBody(Saving):
         self._schedule = schedule.start(_NOWHERE, 0.0)
         self._run: Run | None = None
         self._exchange = Exchange()
+        self._resolved: tuple[Any, Path] = None, Path()
         self._carried: tuple[str, Ledger] | None = None
         self._scores: dict[Path, Tensor] = {}
         self._durable_last = ""
         self._lasts: dict[str, str] = {}
+        self._secured = (0, "")
+        self._failed_step = -1
         self._untold = 0
         self._resumed_from: Path | None = None
         self._plugin_named = False
@@ -134,9 +138,12 @@ class ModelCheckpointBody(Saving):
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:  # noqa: ARG002 - the framework's signature
         """Decide the directory, refuse one that cannot be written to, and see that what is loaded is verified."""
         self.dirpath = trainer.strategy.broadcast(ahead.directory(trainer, self.dirpath))
-        directory = Path(self.dirpath)
+        directory = self._directory()
         self._resumed_from = None
-        self._exchange = self.framework.intercept(trainer.strategy)
+        exchange = self.framework.intercept(trainer.strategy)
+        if self._run is not None and exchange is not self._exchange:
+            self._leave(trainer)  # of another trainer, which has told nobody that it ended
+        self._exchange = exchange
         if stage == "fit":
             self._exchange.claims.append(lambda path: resume.claim(self._runs, path, self.FILE_EXTENSION))
             with self._in_the_frameworks_words():
@@ -149,11 +156,7 @@ class ModelCheckpointBody(Saving):
             self._exchange.claims.clear()
         if self._run is None:
             self._has_memory = False
-            self._run = Run(self._exchange.pipeline(directory, self._options))
-            if self._carried is not None:
-                if stage == "fit" and trainer.is_global_zero and self._carried[1].durable:
-                    resume.claim(self._run, self._carried[1].durable[-1].path, self.FILE_EXTENSION)
-                self._run.adopt(*self._carried)
+            self._run = self._joined(directory, claims=stage == "fit" and trainer.is_global_zero)
             if stage == "fit" and self._options.staging == "deferred":
                 self._vanguard = vanguard(self.framework.callback, self._run.pipeline.hold_back)
                 # A new list, as the old one is just being gone through.
@@ -188,11 +191,13 @@ class ModelCheckpointBody(Saving):
         self._write_requests(trainer, "on_train_epoch_end")
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:  # noqa: ARG002 - the framework's signature
-        """Save what still waits, see to ``save_last``, and return when everything is durable."""
-        self._settle(trainer)
+        """Save what still waits or has failed here, see to ``save_last``, and return when everything is durable."""
+        self._wait(trainer)  # what has failed by now counts as not saved
+        if self._as_rank_0_knows(trainer, known=self._failed_step == trainer.global_step) and not self._skips(trainer):
+            self._save(trainer, "train end, as the save at this step failed", last=True)
         if self._schedule.waiting and not self._skips(trainer):
             self._follow(trainer, self._decide(trainer, EventKind.TRAIN_END), last=True)
-        if self.save_last and not self._last_checkpoint_saved and not trainer.fast_dev_run:
+        if self.save_last and not trainer.fast_dev_run and not self._has_saved(trainer):
             self._save(trainer, "train end", top_k=False, last=True)
         self._write_requests(trainer)
         self._wait(trainer)
@@ -201,28 +206,22 @@ class ModelCheckpointBody(Saving):
         """Save if ``save_on_exception`` says so; in any case return when everything is durable, hiding nothing."""
         if self._run is None:
             return
-        try:
+        with self._warned_during(exception):
             self._write_requests(trainer)
+            if self.save_on_exception:
+                with self._warned_during(exception):
+                    self._wait(trainer)  # what has failed by now counts as not saved
             unsaved = self._last_global_step_saved != trainer.global_step
             if self.save_on_exception and unsaved and not trainer.fast_dev_run and not trainer.sanity_checking:
                 self._save(trainer, f"exception: {type(exception).__name__}", top_k=False, last=True, loose=True)
                 self._write_requests(trainer)
-            self._take_in(trainer, self._runs.close())  # the framework calls no teardown() after this
-        except Exception as late:  # noqa: BLE001 - the exception that is being handled must come out, not this one
-            self.framework.warn(f"While {type(exception).__name__} was handled, a checkpoint failed too: {late}")
+        with self._warned_during(exception):
+            self._leave(trainer)  # the framework calls no teardown() after this
 
     def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:  # noqa: ARG002 - the framework's signature
         """Return when everything is durable, and end the background thread."""
-        if self._run is None:
-            return
-        run = self._run
-        try:
-            self._take_in(trainer, run.close())
-        finally:
-            self._exchange.leave(run)
-            self._run, self._exchange = None, Exchange()
-            trainer.callbacks = [callback for callback in trainer.callbacks if callback is not self._vanguard]
-            self._carried = (run.identity, run.ledger)
+        if self._run is not None:
+            self._leave(trainer)
 
     def on_load_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: dict[str, Any]) -> None:  # noqa: ARG002
         """Take note of the checkpoint that the run is resumed from: it is not removed by this run."""
@@ -231,20 +230,24 @@ class ModelCheckpointBody(Saving):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on with what an earlier run held, whether its callback was this one or the framework's own."""
         if self.dirpath is not None:
-            state_dict = resume.rebased(state_dict, Path(self.dirpath))
-            state_dict = resume.believed(state_dict, Path(self.dirpath), self.FILE_EXTENSION, self._resumed_from)
+            directory = self._directory()
+            state_dict = resume.absolute(state_dict, str(self.dirpath), directory)
+            state_dict = resume.rebased(state_dict, directory)
+            state_dict = resume.believed(state_dict, directory, self.FILE_EXTENSION, self._resumed_from)
+            if state_dict.get("dirpath") == str(directory):
+                state_dict = {**state_dict, "dirpath": self.dirpath}  # as the framework compares it
         super().load_state_dict(state_dict)  # type: ignore[misc]
         if self._run is None:
             return
         held = self.best_k_models if self.monitor is not None else dict.fromkeys(filter(None, [self.best_model_path]))
         identity, ledger = resume.ledger(
-            Path(self.dirpath), self.FILE_EXTENSION, held, self.monitor, self._resumed_from
+            self._run.directory, self.FILE_EXTENSION, held, self.monitor, self._resumed_from
         )
         self._scores = {Path(path): score for path, score in held.items() if score is not None}
         self._durable_last = self.last_model_path
         if identity is None:  # of files that the framework wrote itself
             self._run.pipeline.predecessors.add("")
-        self._run.adopt(identity or self._run.identity, ledger)
+        self._exchange.adopt(self._run, identity or self._run.identity, ledger)
 
     # The framework's public methods.
 
@@ -261,6 +264,46 @@ class ModelCheckpointBody(Saving):
         stem = stem if ver is None else f"{stem}{self.CHECKPOINT_JOIN_CHAR}v{ver}"
         name = f"{stem}{self.FILE_EXTENSION}"
         return os.path.join(self.dirpath, name) if self.dirpath else name
+
+    # Of one trainer at a time.
+
+    def _joined(self, directory: Path, *, claims: bool) -> Run:
+        """Return a run in ``directory`` that goes on with what an earlier fit held, if nobody else does.
+
+        Raises:
+            RunAliveError: with ``claims``, another process goes on with it; what is carried stays for a later fit.
+
+        """
+        run = Run(self._exchange.pipeline(directory, self._options))
+        if self._carried is None:
+            return run
+        try:
+            if claims and self._carried[1].durable:
+                resume.claim(run, self._carried[1].durable[-1].path, self.FILE_EXTENSION)
+            self._exchange.adopt(run, *self._carried)
+        except BaseException:
+            self._exchange.leave(run)
+            raise
+        return run
+
+    def _leave(self, trainer: Any) -> None:
+        """Return when everything is durable, with no part in this trainer any more; a later fit goes on from here."""
+        run = self._runs
+        try:
+            self._take_in(trainer, run.close())
+        finally:
+            self._exchange.leave(run)
+            self._run, self._exchange = None, Exchange()
+            trainer.callbacks = [callback for callback in trainer.callbacks if callback is not self._vanguard]
+            self._carried = (run.identity, run.ledger)
+
+    @contextmanager
+    def _warned_during(self, exception: BaseException) -> Iterator[None]:
+        """Warn of what fails while ``exception`` is handled: that must come out, and nothing else."""
+        try:
+            yield
+        except Exception as late:  # noqa: BLE001 - whatever it is
+            self.framework.warn(f"While {type(exception).__name__} was handled, a checkpoint failed too: {late}")
 
     # When.
 
@@ -334,10 +377,7 @@ class ModelCheckpointBody(Saving):
     def _skips(self, trainer: Any) -> bool:
         """Tell whether nothing is saved now: outside of fitting, in a dry run, or at a step that is saved already."""
         return bool(
-            trainer.fast_dev_run
-            or trainer.state.fn != "fit"
-            or trainer.sanity_checking
-            or self._last_global_step_saved == trainer.global_step
+            trainer.fast_dev_run or trainer.state.fn != "fit" or trainer.sanity_checking or self._is_saved(trainer)
         )
 
     def _measured_later(self, trainer: Any) -> bool:
@@ -366,7 +406,7 @@ class ModelCheckpointBody(Saving):
     def _save_at_epoch(self, trainer: Any) -> None:
         """Save what is due at the epoch hook; where ``last`` is a "link" to nothing but itself, refresh it here."""
         decided = self._decide(trainer, EventKind.EPOCH_END)
-        last = self.save_last == "link" and self.save_top_k == 0 and bool(self._last_checkpoint_saved)
+        last = self.save_last == "link" and self.save_top_k == 0 and self._has_saved(trainer)
         if not isinstance(decided[1], Save):
             if last:
                 self._save(trainer, "epoch end", last=True)
@@ -420,9 +460,15 @@ class ModelCheckpointBody(Saving):
 
     # Where, and what the trainer asks.
 
+    def _directory(self) -> Path:
+        """Return where ``dirpath`` was when it was first asked for: the process may change its own directory."""
+        if self._resolved[0] != self.dirpath:
+            self._resolved = self.dirpath, Path(os.path.abspath(self.dirpath))
+        return self._resolved[1]
+
     def _find_last_checkpoints(self, trainer: Any) -> set[str]:
         """Return the newest sound checkpoint called ``last``, or, if none is sound, the newest sound one at all."""
-        directory = Path(ahead.directory(trainer, self.dirpath))
+        directory = Path(ahead.directory(trainer, None)) if self.dirpath is None else self._directory()
         found = resume.newest_last(
             directory,
             self.CHECKPOINT_NAME_LAST,

@@ -202,6 +202,30 @@ def _run_of(path: Path) -> str | None:
         return None
 
 
+def absolute(state: dict[str, Any], dirpath: str, directory: Path) -> dict[str, Any]:
+    """Return a callback's ``state`` with absolute paths, if its own ``dirpath`` is a relative one.
+
+    Its absolute names tell where that was; if it has none, ``dirpath`` is taken to be ``directory``.
+    """
+    told, held = state.get("dirpath"), state.get("best_k_models", {})
+    if not isinstance(told, str) or os.path.isabs(told) or not isinstance(held, dict):
+        return state
+    names = [Path(name) for name in (*held, *(state.get(key) for key in _PATHS)) if isinstance(name, str)]
+    parents = (parent for name in names if name.is_absolute() for parent in name.parents)
+    tail = Path(told).parts
+    default = directory if told == dirpath else Path(os.path.abspath(told))
+    old = next((parent for parent in parents if parent.parts[-len(tail) :] == tail), default)
+
+    def made(name: Any) -> Any:
+        path = Path(name) if isinstance(name, str) and name else Path("/")
+        if path.is_absolute() or ".." in path.parts:
+            return name
+        return str(old / path.relative_to(told)) if path.is_relative_to(told) else os.path.abspath(path)
+
+    paths = {key: made(state[key]) for key in _PATHS if key in state}
+    return {**state, **paths, "best_k_models": {made(name): score for name, score in held.items()}, "dirpath": str(old)}
+
+
 def rebased(state: dict[str, Any], directory: Path) -> dict[str, Any]:
     """Return a callback's ``state`` with its paths in ``directory``, if what it held was moved or copied there.
 

@@ -117,6 +117,8 @@ class Saving:
     _scores: dict[Path, Tensor]
     _durable_last: str
     _lasts: dict[str, str]
+    _secured: tuple[int, str]
+    _failed_step: int
     _untold: int
     _log_stats: bool
     _plugin_named: bool
@@ -137,7 +139,7 @@ class Saving:
         if loose:
             name = share(self._name(moment, ()))
         wants_last = bool(self.save_last) and (last or proposed is not None)
-        if name is None and self.save_last == "link" and self._last_checkpoint_saved and self.save_top_k != 0:
+        if name is None and self.save_last == "link" and self.save_top_k != 0 and self._has_saved(trainer):
             wants_last = False  # it points to the last one saved already
         if name is not None or wants_last:
             last_name = share(self._last_name(moment, name)) if wants_last else None
@@ -153,13 +155,16 @@ class Saving:
         snapshot, policy, protected = self._snapshot(moment), self._policy, self._protected()
         provisional = self._runs.candidate(snapshot, f"{self._stem(moment.values, self.filename)}/candidate")
         _, proposal = self._runs.ledger.propose(provisional, policy, protected=protected)
-        if provisional.path not in policy.select((*self._runs.ledger.records, provisional)):
+        candidate: Record | None = None
+        if provisional.path in policy.select((*self._runs.ledger.records, provisional)):
+            replaceable = {record.path for record in proposal.released}
+            if self.monitor is None and self.best_model_path:
+                replaceable.add(Path(self.best_model_path))
+            candidate = self._runs.candidate(snapshot, self._name(moment, replaceable))
+        candidate = trainer.strategy.broadcast(candidate)
+        if candidate is None:
             self._say(moment, f"not saved: {policy.why_not(provisional)}")
             return None
-        replaceable = {record.path for record in proposal.released}
-        if self.monitor is None and self.best_model_path:
-            replaceable.add(Path(self.best_model_path))
-        candidate = trainer.strategy.broadcast(self._runs.candidate(snapshot, self._name(moment, replaceable)))
         return self._runs.ledger.propose(candidate, policy, protected=protected)
 
     def _request(
@@ -207,6 +212,7 @@ class Saving:
         released = () if proposed is None else proposed[1].released
         for old in (*(record.path for record in released), *(directory / name for name in names.obsolete)):
             trainer.strategy.remove_checkpoint(str(old))
+        self._secured = self._last_global_step_saved, self._last_checkpoint_saved
         self._untold += 1
         self._notify(trainer)
 
@@ -279,6 +285,10 @@ class Saving:
         return TopK(str(self.monitor), max(self.save_top_k, 1), "min" if self.mode == "min" else "max")
 
     @property
+    def _infinitely_bad(self) -> Tensor:
+        return tensor(math.inf if self.mode == "min" else -math.inf)
+
+    @property
     def _runs(self) -> Run:
         if self._run is None:
             raise ConfigurationError(
@@ -304,7 +314,7 @@ class Saving:
         if self.monitor is None or not records:
             self.best_model_path = str(records[-1].path) if records else ""
             self.best_model_score, self.best_k_models, self.kth_best_model_path = None, {}, ""
-            self.kth_value = tensor(math.inf if self.mode == "min" else -math.inf)
+            self.kth_value = self._infinitely_bad
             return
         ranking = self._ranking
         if moment is not None:
@@ -315,6 +325,8 @@ class Saving:
         if self.save_top_k in (-1, len(records)):
             worst = ranking.worst(records)
             self.kth_best_model_path, self.kth_value = str(worst.path), self._scores[worst.path]
+        else:
+            self.kth_best_model_path, self.kth_value = "", self._infinitely_bad
 
     def _snapshot(self, moment: Moment) -> Snapshot:
         late = {name: self._validated_at for name in self._validation_metrics if name in moment.metrics}
@@ -364,6 +376,10 @@ class Saving:
             last = self._lasts.pop(names.name, None)
             if last is not None and last in (str(self._runs.directory / name) for name in names.all):
                 self._durable_last = last
+        if settled.durable:
+            self._secured = settled.stats[-1].step, str(self._runs.directory / settled.durable[-1].name)
+        if settled.failed:
+            self._count_as_unsaved()
         if not settled.is_whole:
             self._show(self._runs.ledger.records)
             self.last_model_path = self._durable_last
@@ -372,6 +388,25 @@ class Saving:
         if self._runs.idle:
             self._notify(trainer)
         self._runs.report(settled)
+
+    def _count_as_unsaved(self) -> None:
+        """Let the last that is said to be saved be one that is, unless a later one is still on its way."""
+        asked = any(request.run is self._run for request in self._exchange.requests)
+        if self._runs.idle and not asked and self._secured[0] != self._last_global_step_saved:
+            self._failed_step = self._last_global_step_saved
+            self._last_global_step_saved, self._last_checkpoint_saved = self._secured
+
+    def _is_saved(self, trainer: Any) -> bool:
+        """Tell whether this step is saved, or on its way."""
+        return self._as_rank_0_knows(trainer, known=self._last_global_step_saved == trainer.global_step)
+
+    def _has_saved(self, trainer: Any) -> bool:
+        """Tell whether anything is saved, or on its way."""
+        return self._as_rank_0_knows(trainer, known=bool(self._last_checkpoint_saved))
+
+    def _as_rank_0_knows(self, trainer: Any, *, known: bool) -> bool:
+        """Return what is ``known`` on rank 0: where training goes on after failures, it alone hears of them."""
+        return bool(trainer.strategy.broadcast(known)) if self._options.on_error == "warn" else known
 
     def _tell_costs(self, trainer: Any, settled: Settled) -> None:
         for stats in settled.stats:
