@@ -327,6 +327,7 @@ def test_failure_of_the_final_save_is_raised_by_fit(
     assert len(whole_checkpoints(tmp_path)) == 2
 
 
+@pytest.mark.filterwarnings("ignore:.* is not there any more, and with it:RuntimeWarning")
 def test_directory_that_vanishes_is_an_error_with_its_cause(framework: Framework, tmp_path: Path) -> None:
     """A directory that was replaced by a file in the middle of training is found out at once, not at the end."""
     directory = tmp_path / "ckpts"

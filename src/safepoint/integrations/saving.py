@@ -152,6 +152,7 @@ class Saving:
             owner = f"ModelCheckpoint(monitor={self.monitor!r})"
             error = MissingMetricError(self.monitor, owner, moment.values, remedy)
             raise self.framework.misconfiguration(str(error)) from error
+        self._runs.miss(trainer.strategy.broadcast(self._runs.missing()))
         snapshot, policy, protected = self._snapshot(moment), self._policy, self._protected()
         provisional = self._runs.candidate(snapshot, f"{self._stem(moment.values, self.filename)}/candidate")
         _, proposal = self._runs.ledger.propose(provisional, policy, protected=protected)
