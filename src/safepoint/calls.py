@@ -17,7 +17,11 @@ from safepoint.keys import Keys, RefusedError
 
 _SMALL_COPIES_BYTES = 64 << 10
 _LARGE_BITS = 1 << 26
+_LARGE_INDEX_BITS = 1 << 29
+_QUICKLY_LOOKED_AT = 100_000_000
+_LOOKS_PER_BYTE = 20
 _ABSURD_BITS = 1 << 43
+_SCALE_BITS = 64
 _MOST_DIMENSIONS = 64
 _INT64_MAX = 2**63 - 1
 
@@ -80,10 +84,17 @@ class Storage:
     bits: int
 
 
+@dataclass(frozen=True, slots=True, eq=False)
 class Tensor:
-    """A tensor, whatever kind."""
+    """A tensor, whatever kind: how many elements it has, and how large the storage is that they lie on, if on one."""
 
-    __slots__ = ()
+    count: int | None = None
+    bits: int = 0
+    storage_bits: int = 0
+
+    def is_within(self, bits: int, spare_bits: int = 0) -> bool:
+        """Tell whether a copy of it, with elements of ``bits``, would take no more than its storage does."""
+        return self.count is not None and self.count * bits <= max(self.storage_bits, spare_bits)
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,12 +120,14 @@ class Trusted:
 
 
 class Calls:
-    """Checks the calls of one pickle, which is of ``size_bytes``."""
+    """Checks the calls of one pickle, which is of ``size_bytes``, on storages of ``data_bytes``."""
 
-    def __init__(self, size_bytes: int, known: Known) -> None:
+    def __init__(self, size_bytes: int, data_bytes: int, known: Known) -> None:
         self.known = known
         self.keys = Keys(size_bytes)
         self._may_copy = 2 * size_bytes + _SMALL_COPIES_BYTES  # a bytearray is made of bytes that are made of text
+        self._may_convert_bits = 16 * data_bytes + _LARGE_BITS
+        self._may_look_at = _LOOKS_PER_BYTE * data_bytes + _QUICKLY_LOOKED_AT
 
     def called(self, function: Any, arguments: Any) -> Any:
         """Return what ``function`` makes of ``arguments``, checked if it is one that the unpickler knows."""
@@ -134,6 +147,22 @@ class Calls:
         self._may_copy -= size
         if self._may_copy < 0:
             raise RefusedError("the same is copied over and over")
+
+    def convert(self, tensor: Tensor, bits: int) -> None:
+        """Count a copy of ``tensor`` that a call makes, with elements of ``bits``: of data that is in the file."""
+        if not tensor.is_within(tensor.bits):
+            raise RefusedError("a tensor is larger than its storage, and copied")
+        self._may_convert_bits -= (tensor.count or 0) * bits
+        if self._may_convert_bits < 0:
+            raise RefusedError("the same is copied over and over")
+
+    def look_at(self, tensor: Tensor) -> None:
+        """Count the elements that torch looks at one by one, to see whether they are sound."""
+        if not tensor.is_within(tensor.bits, _LARGE_INDEX_BITS):
+            raise RefusedError("indices are larger than their storage")
+        self._may_look_at -= tensor.count or 0
+        if self._may_look_at < 0:
+            raise RefusedError("the same indices are used over and over")
 
 
 def made_by(kind: Any) -> Trusted:
@@ -252,7 +281,7 @@ def _tensor(
         raise RefusedError("a tensor has marks of an unknown kind")
     _check_place(storage.size_bytes * 8, storage.bits, offset, size, stride)
     _check_hooks(hooks)
-    return Tensor()
+    return Tensor(_count(size), storage.bits, storage.size_bytes * 8)
 
 
 @_of("torch._utils._rebuild_tensor_v3")
@@ -274,6 +303,13 @@ def _quantised_tensor(
     made = _tensor(calls, storage, offset, size, stride, _, hooks)
     if type(scheme) is not tuple:
         raise RefusedError("a quantised tensor has no scheme")
+    for part in scheme:
+        if type(part) is Tensor:
+            calls.convert(part, _SCALE_BITS)
+        elif type(part) is list and all(type(number) in (int, float) for number in part):
+            calls.copy(len(part))
+        elif type(part) not in (int, float, Global):
+            raise RefusedError("a quantised tensor has an unknown scheme")
     # It is made at full size first, also where it takes less, as an expanded one does.
     if _count(size) * storage.bits > max(storage.size_bytes * 8, _LARGE_BITS):
         raise RefusedError("a quantised tensor is larger than its storage")
@@ -285,7 +321,7 @@ def _parameter(_: Calls, data: Any, __: Any, hooks: Any) -> Any:
     if type(data) not in (Tensor, Trusted):
         raise RefusedError("a parameter is made of something else than a tensor")
     _check_hooks(hooks)
-    return Tensor()
+    return data if type(data) is Tensor else Tensor()
 
 
 @_of("torch._utils._rebuild_parameter_with_state")
@@ -304,11 +340,11 @@ def _of_type(calls: Calls, function: Any, kind: Any, arguments: Any, state: Any)
     if kind not in _TENSOR_TYPES:
         return made_by(kind)
     _check_attributes(calls, state)
-    return Tensor()
+    return made if type(made) is Tensor else Tensor()
 
 
 @_of("torch._utils._rebuild_sparse_tensor")
-def _sparse_tensor(_: Calls, layout: Any, parts: Any) -> Any:
+def _sparse_tensor(calls: Calls, layout: Any, parts: Any) -> Any:
     if type(layout) is not Constant or type(parts) is not tuple:
         raise RefusedError("a sparse tensor is not made of its parts")
     for part in parts:
@@ -316,6 +352,8 @@ def _sparse_tensor(_: Calls, layout: Any, parts: Any) -> Any:
             _checked_sizes(part)
         elif type(part) is not Tensor and type(part) is not int:
             raise RefusedError("a sparse tensor is not made of its parts")
+    for indices in [part for part in parts if type(part) is Tensor][:-1]:  # the last are the values
+        calls.look_at(indices)
     return Tensor()
 
 
@@ -330,16 +368,18 @@ def _nested_tensor(_: Calls, *parts: Any) -> Any:
 def _meta_tensor(_: Calls, dtype: Any, size: Any, stride: Any, __: Any) -> Any:
     if type(dtype) is not Global or len(_checked_sizes(size)) != len(_checked_sizes(stride)):
         raise RefusedError("a meta tensor has no shape")
-    return Tensor()
+    return Tensor(0)  # none that anybody could look at
 
 
 @_of(
     "torch._utils._rebuild_device_tensor_from_cpu_tensor",
     "torch._utils._rebuild_device_tensor_from_numpy",
 )
-def _tensor_on_device(_: Calls, data: Any, *__: Any) -> Any:
-    if type(data) not in (Tensor, Trusted):
+def _tensor_on_device(calls: Calls, data: Any, dtype: Any, *_: Any) -> Any:
+    if type(data) not in (Tensor, Trusted) or type(dtype) is not Global:
         raise RefusedError("a tensor is made of something else")
+    if type(data) is Tensor:
+        calls.convert(data, calls.known.bits.get(dtype, _SCALE_BITS))
     return Tensor()
 
 

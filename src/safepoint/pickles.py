@@ -46,7 +46,7 @@ class _Walk:
         self.data = data
         self.storage_bytes = storage_bytes
         self.known = known
-        self.calls = Calls(len(data), known)
+        self.calls = Calls(len(data), sum(storage_bytes), known)
         self.stack: list[Any] = []
         self.below: list[list[Any]] = []
         self.memo: dict[int, Any] = {}
