@@ -8,18 +8,20 @@ What is not on the list is the user's own (``trust=``), or refused by the unpick
 from __future__ import annotations
 
 import math
-import sys
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-_HEAVIEST_KEY = 1000
-_MOST_COLLISIONS = 1000
-_HASH_MODULUS = sys.hash_info.modulus
+from safepoint.keys import Keys, RefusedError
+
 _SMALL_COPIES_BYTES = 64 << 10
 _LARGE_BITS = 1 << 26
+_LARGE_INDEX_BITS = 1 << 29
+_QUICKLY_LOOKED_AT = 100_000_000
+_LOOKS_PER_BYTE = 20
 _ABSURD_BITS = 1 << 43
+_SCALE_BITS = 64
 _MOST_DIMENSIONS = 64
 _INT64_MAX = 2**63 - 1
 
@@ -39,23 +41,18 @@ class Known:
 Check = Callable[..., Any]
 
 
-class RefusedError(Exception):
-    """Say what is refused."""
-
-
 class Global(str):
     """The full name of a class, function or constant."""
 
     __slots__ = ()
 
 
+@dataclass(frozen=True, slots=True)
 class Long:
     """A string that is too long to be a name."""
 
-    __slots__ = ("size",)
-
-    def __init__(self, size: int) -> None:
-        self.size = size
+    size: int
+    digest: int
 
     def __len__(self) -> int:
         return self.size
@@ -79,7 +76,7 @@ class Dict:
         self.frozen = False
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Storage:
     """A reference to a storage of the file."""
 
@@ -87,10 +84,24 @@ class Storage:
     bits: int
 
 
+@dataclass(frozen=True, slots=True, eq=False)
 class Tensor:
-    """A tensor, whatever kind."""
+    """A tensor, whatever kind: how many elements it has, and how large the storage is that they lie on, if on one."""
 
-    __slots__ = ()
+    count: int | None = None
+    bits: int = 0
+    storage_bits: int = 0
+
+    def is_within(self, bits: int, spare_bits: int = 0) -> bool:
+        """Tell whether a copy of it, with elements of ``bits``, would take no more than its storage does."""
+        return self.count is not None and self.count * bits <= max(self.storage_bits, spare_bits)
+
+
+@dataclass(frozen=True, slots=True)
+class Constant:
+    """What is the same whenever it is made of the same."""
+
+    arguments: tuple[Any, ...]
 
 
 class Other:
@@ -100,33 +111,36 @@ class Other:
 
 
 class Trusted:
-    """What a class or function of the user's has made."""
+    """What a class or function of the user's has made: it may be a dictionary."""
 
-    __slots__ = ()
+    __slots__ = ("hashes",)
 
-
-TENSOR, OTHER, TRUSTED = Tensor(), Other(), Trusted()
+    def __init__(self) -> None:
+        self.hashes: Counter[int] | None = None
 
 
 class Calls:
-    """Checks the calls of one pickle, which is of ``size_bytes``."""
+    """Checks the calls of one pickle, which is of ``size_bytes``, on storages of ``data_bytes``."""
 
-    def __init__(self, size_bytes: int, known: Known) -> None:
+    def __init__(self, size_bytes: int, data_bytes: int, known: Known) -> None:
         self.known = known
+        self.keys = Keys(size_bytes)
         self._may_copy = 2 * size_bytes + _SMALL_COPIES_BYTES  # a bytearray is made of bytes that are made of text
+        self._may_convert_bits = 16 * data_bytes + _LARGE_BITS
+        self._may_look_at = _LOOKS_PER_BYTE * data_bytes + _QUICKLY_LOOKED_AT
 
     def called(self, function: Any, arguments: Any) -> Any:
         """Return what ``function`` makes of ``arguments``, checked if it is one that the unpickler knows."""
         if type(arguments) is not tuple:
             raise RefusedError("a call has no arguments")
         if type(function) is not Global:
-            return TRUSTED
+            return made_by(function)
         check = _CHECKS.get(function)
         if check is not None:
             return check(self, *arguments)
         if is_of_torch(function):
             raise RefusedError(f"{function} is called, which it never is")
-        return TRUSTED
+        return Trusted()
 
     def copy(self, size: int) -> None:
         """Count what a call copies: an honest pickle has it written out once for each call."""
@@ -134,32 +148,31 @@ class Calls:
         if self._may_copy < 0:
             raise RefusedError("the same is copied over and over")
 
+    def convert(self, tensor: Tensor, bits: int) -> None:
+        """Count a copy of ``tensor`` that a call makes, with elements of ``bits``: of data that is in the file."""
+        if not tensor.is_within(tensor.bits):
+            raise RefusedError("a tensor is larger than its storage, and copied")
+        self._may_convert_bits -= (tensor.count or 0) * bits
+        if self._may_convert_bits < 0:
+            raise RefusedError("the same is copied over and over")
 
-def check_keys(keys: list[Any], hashes: Counter[int]) -> None:
-    """Refuse keys that take long to hash or to tell apart; ``hashes`` counts those of one dictionary so far.
+    def look_at(self, tensor: Tensor) -> None:
+        """Count the elements that torch looks at one by one, to see whether they are sound."""
+        if not tensor.is_within(tensor.bits, _LARGE_INDEX_BITS):
+            raise RefusedError("indices are larger than their storage")
+        self._may_look_at -= tensor.count or 0
+        if self._may_look_at < 0:
+            raise RefusedError("the same indices are used over and over")
 
-    Text is hashed with a secret of this process, and a small number is its own hash: only of the others can somebody
-    have found many with the same.
+
+def made_by(kind: Any) -> Trusted:
+    """Return what a class or function of the user's makes, which may itself be what another has made.
+
+    Of anything else, the unpickler would write out all that is in it to say that it cannot be called.
     """
-    for key in keys:
-        if type(key) is tuple:
-            _check_weight(key)
-        elif type(key) is not float and (type(key) is not int or -_HASH_MODULUS < key < _HASH_MODULUS):
-            continue
-        hashes[hash(key)] += 1
-        if hashes[hash(key)] > _MOST_COLLISIONS:
-            raise RefusedError("many keys have the same hash")
-
-
-def _check_weight(key: tuple[Any, ...]) -> None:
-    """Refuse a key of many or deep parts: a part that stands in it several times is hashed again each time."""
-    weight, pending = 0, [key]
-    while pending:
-        items = pending.pop()
-        weight += 1 + len(items)
-        if weight > _HEAVIEST_KEY:
-            raise RefusedError("a key is absurdly deep or long")
-        pending += [item for item in items if type(item) is tuple]
+    if type(kind) not in (Global, Trusted) or is_of_torch(kind):
+        raise RefusedError(f"{kind if type(kind) is Global else 'a value'} is made or called in a way that it never is")
+    return Trusted()
 
 
 def is_of_torch(kind: Any) -> bool:
@@ -197,7 +210,7 @@ def _encode(calls: Calls, text: Any, codec: Any) -> Any:
     if type(text) not in (str, Long) or codec not in ("latin1", "latin-1"):
         raise RefusedError("bytes are encoded in a way that they never are")
     calls.copy(len(text))
-    return Encoded(len(text))
+    return Encoded(len(text), hash(text))
 
 
 @_of("builtins.bytearray")
@@ -206,7 +219,7 @@ def _bytearray(calls: Calls, *arguments: Any) -> Any:
         calls.copy(len(arguments[0]))
     elif arguments:
         _encode(calls, *arguments)
-    return OTHER
+    return Other()
 
 
 @_of("builtins.set")
@@ -214,8 +227,8 @@ def _set(calls: Calls, items: Any) -> Any:
     if type(items) is not list:
         raise RefusedError("a set is made of something else than a list")
     calls.copy(len(items))
-    check_keys(items, Counter())
-    return OTHER
+    calls.keys.check(items, Counter())
+    return Other()
 
 
 @_of("collections.OrderedDict")
@@ -239,11 +252,18 @@ def _size(calls: Calls, sizes: Any) -> Any:
     return sizes
 
 
-@_of("builtins.complex", "torch.device", "torch.serialization._get_layout")
+@_of("builtins.complex")
+def _complex(_: Calls, *parts: Any) -> Any:
+    if any(type(part) not in (int, float) for part in parts):
+        raise RefusedError("a complex number is made of something else than numbers")
+    return complex(*parts)
+
+
+@_of("torch.device", "torch.serialization._get_layout")
 def _constant(_: Calls, *arguments: Any) -> Any:
     if any(type(argument) not in (str, int, float, bytes) for argument in arguments):
         raise RefusedError("a constant is made of something else than text and numbers")
-    return OTHER
+    return Constant(arguments)
 
 
 @_of("torch._utils._rebuild_tensor")
@@ -261,7 +281,7 @@ def _tensor(
         raise RefusedError("a tensor has marks of an unknown kind")
     _check_place(storage.size_bytes * 8, storage.bits, offset, size, stride)
     _check_hooks(hooks)
-    return TENSOR
+    return Tensor(_count(size), storage.bits, storage.size_bytes * 8)
 
 
 @_of("torch._utils._rebuild_tensor_v3")
@@ -283,6 +303,13 @@ def _quantised_tensor(
     made = _tensor(calls, storage, offset, size, stride, _, hooks)
     if type(scheme) is not tuple:
         raise RefusedError("a quantised tensor has no scheme")
+    for part in scheme:
+        if type(part) is Tensor:
+            calls.convert(part, _SCALE_BITS)
+        elif type(part) is list and all(type(number) in (int, float) for number in part):
+            calls.copy(len(part))
+        elif type(part) not in (int, float, Global):
+            raise RefusedError("a quantised tensor has an unknown scheme")
     # It is made at full size first, also where it takes less, as an expanded one does.
     if _count(size) * storage.bits > max(storage.size_bytes * 8, _LARGE_BITS):
         raise RefusedError("a quantised tensor is larger than its storage")
@@ -291,10 +318,10 @@ def _quantised_tensor(
 
 @_of("torch._utils._rebuild_parameter")
 def _parameter(_: Calls, data: Any, __: Any, hooks: Any) -> Any:
-    if data is not TENSOR and data is not TRUSTED:
+    if type(data) not in (Tensor, Trusted):
         raise RefusedError("a parameter is made of something else than a tensor")
     _check_hooks(hooks)
-    return TENSOR
+    return data if type(data) is Tensor else Tensor()
 
 
 @_of("torch._utils._rebuild_parameter_with_state")
@@ -308,55 +335,59 @@ def _of_type(calls: Calls, function: Any, kind: Any, arguments: Any, state: Any)
     if type(function) is not Global or type(kind) is not Global:
         raise RefusedError("a tensor is made by something else than a function")
     made = calls.called(function, arguments)
-    if kind not in _TENSOR_TYPES:
-        return TRUSTED
-    if made is not TENSOR and made is not TRUSTED:
+    if type(made) not in (Tensor, Trusted):
         raise RefusedError("a tensor is made of something else")
+    if kind not in _TENSOR_TYPES:
+        return made_by(kind)
     _check_attributes(calls, state)
-    return TENSOR
+    return made if type(made) is Tensor else Tensor()
 
 
 @_of("torch._utils._rebuild_sparse_tensor")
-def _sparse_tensor(_: Calls, layout: Any, parts: Any) -> Any:
-    if layout is not OTHER or type(parts) is not tuple:
+def _sparse_tensor(calls: Calls, layout: Any, parts: Any) -> Any:
+    if type(layout) is not Constant or type(parts) is not tuple:
         raise RefusedError("a sparse tensor is not made of its parts")
     for part in parts:
         if type(part) is tuple:
             _checked_sizes(part)
-        elif part is not TENSOR and type(part) is not int:
+        elif type(part) is not Tensor and type(part) is not int:
             raise RefusedError("a sparse tensor is not made of its parts")
-    return TENSOR
+    for indices in [part for part in parts if type(part) is Tensor][:-1]:  # the last are the values
+        calls.look_at(indices)
+    return Tensor()
 
 
 @_of("torch._utils._rebuild_nested_tensor")
 def _nested_tensor(_: Calls, *parts: Any) -> Any:
-    if any(part is not TENSOR for part in parts):
+    if any(type(part) is not Tensor for part in parts):
         raise RefusedError("a nested tensor is not made of tensors")
-    return TENSOR
+    return Tensor()
 
 
 @_of("torch._utils._rebuild_meta_tensor_no_storage")
 def _meta_tensor(_: Calls, dtype: Any, size: Any, stride: Any, __: Any) -> Any:
     if type(dtype) is not Global or len(_checked_sizes(size)) != len(_checked_sizes(stride)):
         raise RefusedError("a meta tensor has no shape")
-    return TENSOR
+    return Tensor(0)  # none that anybody could look at
 
 
 @_of(
     "torch._utils._rebuild_device_tensor_from_cpu_tensor",
     "torch._utils._rebuild_device_tensor_from_numpy",
 )
-def _tensor_on_device(_: Calls, data: Any, *__: Any) -> Any:
-    if data is not TENSOR and data is not TRUSTED:
+def _tensor_on_device(calls: Calls, data: Any, dtype: Any, *_: Any) -> Any:
+    if type(data) not in (Tensor, Trusted) or type(dtype) is not Global:
         raise RefusedError("a tensor is made of something else")
-    return TENSOR
+    if type(data) is Tensor:
+        calls.convert(data, calls.known.bits.get(dtype, _SCALE_BITS))
+    return Tensor()
 
 
 @_of("torch._utils._rebuild_wrapper_subclass")
 def _wrapper(_: Calls, kind: Any, *__: Any) -> Any:
     if type(kind) is not Global or is_of_torch(kind):
         raise RefusedError("a tensor of torch's own is made without data")
-    return TRUSTED
+    return Trusted()
 
 
 def _check_place(storage_bits: int, bits: int, offset: Any, size: Any, stride: Any) -> None:

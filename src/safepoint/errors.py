@@ -56,6 +56,11 @@ def plain(text: str) -> str:
     return "".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in text)
 
 
+def cause(error: Exception) -> SafepointError:
+    """Return ``error`` as the cause of another, with its traceback: a traceback repeats its text as plain text."""
+    return SafepointError(f"{type(error).__name__}: {error}").with_traceback(error.__traceback__)
+
+
 def shortened(name: str) -> str:
     """Return ``name``, cut where no honest one is that long."""
     return name if len(name) <= _LONGEST_NAME else f"{name[:_LONGEST_NAME]}..."

@@ -27,6 +27,7 @@ from safepoint.errors import (
     ConfigurationError,
     DamagedCheckpointError,
     NotACheckpointError,
+    cause,
     plain,
     shortened,
     warn,
@@ -185,7 +186,7 @@ def _told(path: Path, *, is_restricted: bool) -> Iterator[None]:
     except Exception as error:
         if not is_restricted or isinstance(error, OSError):
             raise
-        raise CheckpointError(f"{path} is sound, and its state cannot be built: {error}.") from error
+        raise CheckpointError(f"{path} is sound, and its state cannot be built: {error}.") from cause(error)
 
 
 @contextlib.contextmanager

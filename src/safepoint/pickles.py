@@ -14,20 +14,9 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from safepoint.calls import (
-    OTHER,
-    TRUSTED,
-    Calls,
-    Dict,
-    Global,
-    Known,
-    Long,
-    RefusedError,
-    Storage,
-    check_keys,
-    is_of_torch,
-)
+from safepoint.calls import Calls, Dict, Global, Known, Long, Other, Storage, Trusted, made_by
 from safepoint.errors import CheckpointError
+from safepoint.keys import RefusedError
 
 _LONGEST_NAME = 1 << 10
 
@@ -44,7 +33,7 @@ def check(data: bytes, storage_bytes: Sequence[int], known: Known) -> None:
         walk.run()
     except RefusedError as error:
         problem = str(error)
-    except (IndexError, KeyError, ValueError, TypeError, AttributeError, struct.error):
+    except (IndexError, KeyError, ValueError, TypeError, AttributeError, OverflowError, struct.error):
         problem = "it is cut off or malformed"
     else:
         return
@@ -57,7 +46,7 @@ class _Walk:
         self.data = data
         self.storage_bytes = storage_bytes
         self.known = known
-        self.calls = Calls(len(data), known)
+        self.calls = Calls(len(data), sum(storage_bytes), known)
         self.stack: list[Any] = []
         self.below: list[list[Any]] = []
         self.memo: dict[int, Any] = {}
@@ -110,8 +99,7 @@ class _Walk:
         if size <= _LONGEST_NAME:
             self.stack.append(self.take(size).decode("utf-8", "surrogatepass"))
         else:
-            self.at += size
-            self.stack.append(Long(size))
+            self.stack.append(Long(size, hash(self.take(size))))
 
     def short_bytes(self) -> None:
         self.stack.append(self.take(self.take(1)[0]))
@@ -170,15 +158,16 @@ class _Walk:
         self.set_in(self.stack[-1], items)
 
     def set_in(self, target: Any, items: list[Any]) -> None:
-        if type(target) is not Dict:
+        if type(target) is Dict:
+            if target.frozen:
+                raise RefusedError("what a tensor was made with is changed afterwards")
+            target.keys += items[::2]
+        elif type(target) is not Trusted:
             return  # the unpickler refuses it
-        if target.frozen:
-            raise RefusedError("what a tensor was made with is changed afterwards")
-        keys = items[::2]
-        if any(type(key) is not str for key in keys):
+        keys = [key for key in items[::2] if type(key) is not str]
+        if keys:
             target.hashes = Counter() if target.hashes is None else target.hashes
-            check_keys(keys, target.hashes)
-        target.keys += keys
+            self.calls.keys.check(keys, target.hashes)
 
     def reference(self) -> None:
         """Take a reference to a storage: what ``capture`` writes."""
@@ -209,17 +198,14 @@ class _Walk:
 
     def new(self) -> None:
         self.pop()
-        kind = self.stack[-1]
-        if is_of_torch(kind):
-            raise RefusedError(f"{kind} is made in a way that it never is")
-        self.stack[-1] = TRUSTED
+        self.stack[-1] = made_by(self.stack[-1])
 
     def build(self) -> None:
         state, made = self.pop(), self.stack[-1]
         if type(made) is Dict:
             if type(state) is not Dict or any(hasattr(made.kind, str(key)) for key in state.keys):
                 raise RefusedError("a dictionary is given attributes that no dictionary has")
-        elif made is not TRUSTED and type(made) is not Global:
+        elif type(made) not in (Trusted, Global):
             raise RefusedError("what is whole already is given a state")
 
 
@@ -248,7 +234,7 @@ _STEPS: dict[int, Callable[[_Walk], None]] = {
         "K": _number("<B"), "M": _number("<H"), "J": _number("<i"), "G": _number(">d"),
         "N": _constant(None), "\x88": _constant(1), "\x89": _constant(0), ")": _constant(()),
         "]": lambda walk: walk.stack.append([]), "}": lambda walk: walk.stack.append(Dict()),
-        "\x8f": _constant(OTHER),
+        "\x8f": lambda walk: walk.stack.append(Other()),
         "q": _Walk.put, "r": _Walk.long_put, "h": _Walk.get, "j": _Walk.long_get,
         "(": _Walk.mark, "t": _Walk.as_tuple,
         "\x85": lambda walk: walk.last_as_tuple(1), "\x86": lambda walk: walk.last_as_tuple(2),

@@ -8,11 +8,13 @@ from __future__ import annotations
 import random
 import sys
 from collections.abc import Mapping
+from types import NoneType
 from typing import Any
 
 import torch
 
 _MT19937_NUMBERS = 624
+_MOST_BYTES = 1 << 16
 
 
 def rng_state() -> dict[str, Any]:
@@ -32,16 +34,42 @@ def has_rng_state(state: Any) -> bool:
     It is tried out on other generators, so that nothing has been changed if it is not.
     """
     try:
+        if not _is_plain(state):
+            return False
         random.Random().setstate(_tuples(state["python"]))  # noqa: S311 - only tried out
         torch.Generator().set_state(state["torch"])
-        is_sound = all(found.dtype is torch.uint8 and found.dim() == 1 for found in state.get("cuda", ()))
         if "numpy" in state and (numpy := sys.modules.get("numpy")) is not None:
             _, _, position, *_ = state["numpy"]
             numpy.random.RandomState().set_state(tuple(state["numpy"]))
-            is_sound = is_sound and 0 <= position <= _MT19937_NUMBERS  # which NumPy takes for granted
+            return bool(0 <= position <= _MT19937_NUMBERS)  # which NumPy takes for granted
     except Exception:  # noqa: BLE001 - the generators raise what they like
         return False
-    return is_sound
+    return True
+
+
+def _is_plain(state: Any) -> bool:
+    """Tell whether ``state`` is of the kinds and sizes that it must be: the generators would convert others first."""
+    version, numbers, gauss = state["python"]
+    _, keys, *rest = state.get("numpy", ("", []))
+    return (
+        type(state) is dict
+        and type(version) is int
+        and type(gauss) in (float, NoneType)
+        and all(_are_numbers(found) for found in (numbers, keys))
+        and all(type(number) in (int, float) for number in rest)
+        and type(state.get("cuda", [])) in (list, tuple)
+        and all(_is_of_bytes(found) for found in (state["torch"], *state.get("cuda", ())))
+    )
+
+
+def _are_numbers(found: Any) -> bool:
+    is_short = type(found) in (list, tuple) and len(found) <= _MT19937_NUMBERS + 1
+    return is_short and all(type(number) is int for number in found)
+
+
+def _is_of_bytes(found: Any) -> bool:
+    is_tensor = type(found) is torch.Tensor and found.layout is torch.strided and not found.is_nested
+    return is_tensor and found.dtype is torch.uint8 and found.dim() == 1 and found.numel() <= _MOST_BYTES
 
 
 def set_rng_state(state: Mapping[str, Any]) -> None:

@@ -23,6 +23,7 @@ from safepoint.errors import (
     RestoreError,
     RunAliveError,
     StateMismatchError,
+    cause,
     in_line,
     plain,
     shortened,
@@ -192,11 +193,11 @@ def _structure(checkpoint: Opened, path: Path) -> tuple[dict[str, Any], KeyOf]:
     try:
         loading.check_pickle(checkpoint, pickled)
         state, key_of = loading.structure(checkpoint)
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001 - torch raises what it likes, here and below
         _check(checkpoint)  # what is damaged is skipped, whatever it holds
         if isinstance(error, pickle.UnpicklingError):
-            raise loading.refusal(path, error) from error
-        raise CheckpointError(f"{path} is sound, and its state cannot be built: {error}.") from error
+            raise loading.refusal(path, error) from cause(error)
+        raise CheckpointError(f"{path} is sound, and its state cannot be built: {error}.") from cause(error)
     if not isinstance(state, dict):
         _check(checkpoint)
         raise StateMismatchError(f"{path} holds no entries, but a {type(state).__name__}: safepoint.load() reads it.")
@@ -206,8 +207,8 @@ def _structure(checkpoint: Opened, path: Path) -> tuple[dict[str, Any], KeyOf]:
 def _built(checkpoint: Opened, storages: Sequence[torch.UntypedStorage], path: Path) -> dict[str, Any]:
     try:
         state: dict[str, Any] = loading.build(checkpoint, storages, "cpu")
-    except Exception as error:
-        raise CheckpointError(f"{path} is sound, and its state cannot be built: {error}. {_BEGUN}") from error
+    except Exception as error:  # noqa: BLE001
+        raise CheckpointError(f"{path} is sound, and its state cannot be built: {error}. {_BEGUN}") from cause(error)
     return state
 
 
@@ -264,8 +265,9 @@ def _load_into(name: str, target: Any, saved: Any, path: Path) -> None:
         return
     try:
         target.load_state_dict(saved)
-    except Exception as error:
-        raise StateMismatchError(f"{path}: state[{name!r}] refuses what was saved of it: {error}. {_BEGUN}") from error
+    except Exception as error:  # noqa: BLE001 - and so does an object
+        problem = f"{path}: state[{name!r}] refuses what was saved of it: {error}. {_BEGUN}"
+        raise StateMismatchError(problem) from cause(error)
 
 
 def _listed(names: Iterable[object]) -> str:
@@ -308,9 +310,14 @@ def _state_differences(name: str, live: Mapping[str, Any], saved: Mapping[str, A
     for key in sorted(live.keys() & saved.keys()):
         if key.rpartition(".")[2] == "_extra_state":
             continue  # may be anything
-        here, there = getattr(live[key], "shape", None), getattr(saved[key], "shape", None)
+        here, there = _shape_of(live[key]), _shape_of(saved[key])
         if here != there:
             yield f"{name}.{key}: shape {_shape(there)} in the checkpoint, {_shape(here)} in the model"
+
+
+def _shape_of(value: Any) -> tuple[int, ...] | None:
+    """Return the shape of ``value``, if it has one: a nested tensor has none."""
+    return getattr(value, "shape", None) if not getattr(value, "is_nested", False) else None
 
 
 def _without(prefixes: tuple[str, ...], state: Mapping[str, Any]) -> dict[str, Any]:

@@ -29,6 +29,7 @@ LEVELS = (
         "room",
         "pickles",
         "calls",
+        "keys",
         "checksums",
         "background",
         "memory",
