@@ -13,11 +13,11 @@ import io
 import pickle
 import sys
 import warnings
-from collections import OrderedDict
+from collections import OrderedDict, defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from types import BuiltinFunctionType, FunctionType, NoneType
+from types import BuiltinFunctionType, EllipsisType, FunctionType, NoneType, NotImplementedType
 from typing import Any
 
 import torch
@@ -37,13 +37,15 @@ class Capture:
     The storages are the very objects that ``Tensor.untyped_storage()`` returns. Tensors are listed where their dtype,
     shape, offset and strides tell all of their bytes: not those that are conjugated, negated, quantised, sparse, nested
     or on the meta device, nor wrappers of other tensors, nor what a manifest cannot spell: dimensions of 2**62 or more,
-    and paths that are no Unicode. ``named`` are the classes and functions that the pickle names.
+    and paths that are no Unicode. ``named`` are the classes and functions that the pickle names, and
+    ``unsafe`` says what in it no ``weights_only=True`` loads, whatever it is told to trust.
     """
 
     pickle: bytes
     storages: tuple[torch.UntypedStorage, ...]
     tensors: tuple[Tensor, ...]
     named: frozenset[Any] = frozenset()
+    unsafe: frozenset[str] = frozenset()
 
 
 def capture(state: object) -> Capture:
@@ -62,7 +64,8 @@ def capture(state: object) -> Capture:
             raise _refusal(state, error) from error
         found = pickler.found
         pickled = pickler.buffer.getvalue()
-        return Capture(pickled, tuple(found.storages), tuple(_described(state, found)), frozenset(pickler.named))
+        tensors = tuple(_described(state, found))
+        return Capture(pickled, tuple(found.storages), tensors, frozenset(pickler.named), frozenset(pickler.unsafe))
 
 
 @functools.lru_cache(maxsize=64)
@@ -156,6 +159,7 @@ class _Pickler(pickle.Pickler):
         super().__init__(self.buffer, protocol=PICKLE_PROTOCOL)
         self.found = _Found()
         self.named: set[Any] = set()
+        self.unsafe: set[str] = set()
         self.dispatch_table = {
             torch.Tensor: self.found.reduced,
             nn.Parameter: self.found.reduced_parameter,
@@ -167,6 +171,8 @@ class _Pickler(pickle.Pickler):
         """Return torch's reference to a storage, or ``None`` for everything else; called for every object."""
         kind = type(obj)
         if kind in _ORDINARY:
+            if kind is int and not -_LARGEST_INT <= obj < _LARGEST_INT:  # type: ignore[operator]
+                self.unsafe.add("an integer of more than 255 bytes")
             return None
         if isinstance(obj, _Reference):
             return obj.fields
@@ -177,12 +183,28 @@ class _Pickler(pickle.Pickler):
             return self.found.reference(obj.untyped(), obj.dtype)  # type: ignore[no-untyped-call]
         if isinstance(obj, torch.UntypedStorage):
             return self.found.untyped_reference(obj)
+        if kind in _CONSTANTS:
+            self.unsafe.add(repr(obj))
+        elif isinstance(obj, list | dict | deque) and obj and _is_filled(kind):
+            self.unsafe.add(f"{kind.__module__}.{kind.__qualname__}")
+        elif kind.__module__ == "numpy.dtypes":
+            self.named.add(kind)  # which a file does not name: it is that of what ``numpy.dtype`` returns
         return None
+
+
+def _is_filled(kind: type) -> bool:
+    """Tell whether an object of ``kind`` is filled when it is loaded: the unpickler fills no containers but its own."""
+    own: Any = kind
+    usual = (object.__reduce__, deque.__reduce__, defaultdict.__reduce__, OrderedDict.__reduce__)
+    is_usual = own.__reduce__ in usual and own.__reduce_ex__ is object.__reduce_ex__
+    return is_usual and kind not in copyreg.dispatch_table
 
 
 _ORDINARY = frozenset(
     {str, int, float, bool, NoneType, bytes, dict, list, tuple, OrderedDict, torch.Tensor, nn.Parameter}
 )
+_LARGEST_INT = 1 << (255 * 8 - 1)
+_CONSTANTS = frozenset({EllipsisType, NotImplementedType})
 _CALLABLE = frozenset({type, FunctionType, BuiltinFunctionType})
 
 STORAGE_TYPES: dict[torch.dtype, type] = {

@@ -21,6 +21,7 @@ can be anything: ``plain`` takes from it what a terminal would obey, in errors, 
 from __future__ import annotations
 
 import difflib
+import traceback
 import warnings
 from typing import TYPE_CHECKING
 
@@ -56,8 +57,14 @@ def plain(text: str) -> str:
     return "".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in text)
 
 
-def cause(error: Exception) -> SafepointError:
-    """Return ``error`` as the cause of another, with its traceback: a traceback repeats its text as plain text."""
+def cause(error: Exception) -> Exception:
+    """Return ``error`` as the cause of another: itself, unless a terminal would obey what its traceback says.
+
+    What stands in for it has its traceback, and its text as plain text.
+    """
+    told = "".join(traceback.format_exception(error))
+    if plain(told) == told:
+        return error
     return SafepointError(f"{type(error).__name__}: {error}").with_traceback(error.__traceback__)
 
 

@@ -39,6 +39,8 @@ MapLocation = str | torch.device | dict[str, str] | Callable[[Any, str], Any] | 
 Trust = Iterable[Callable[..., Any] | tuple[Callable[..., Any], str]]
 KeyOf = Callable[[torch.UntypedStorage], int | None]
 """Which storage of the file, by its number, a storage that torch has mapped is."""
+_OWN_WORDS = "WeightsUnpickler error: "
+"""What torch puts in front of what its unpickler says, among advice of its own."""
 _WORTH_A_THREAD_BYTES = 1 << 20
 _WORTH_ASKING_BYTES = 1 << 28
 
@@ -220,8 +222,11 @@ def check_sound(path: Path) -> None:
 
 def refusal(path: str | os.PathLike[str], error: pickle.UnpicklingError, otherwise: str = "") -> CheckpointError:
     """Return the error to raise where the restricted unpickler refuses ``path``; ``otherwise`` names another way."""
-    lines = [line.strip() for line in str(error).splitlines()]
-    first = next((line for line in lines if "Unsupported" in line or "GLOBAL" in line), str(error))
+    told = str(error)
+    _, _, own = told.partition(_OWN_WORDS)
+    lines = [" ".join(line.split()) for line in (own or told).replace("\\t", " ").splitlines() if line.strip()]
+    first = next((line for line in lines if "Unsupported" in line or "GLOBAL" in line), lines[0] if lines else "")
+    first = first if first.endswith((".", "!")) else f"{first}."
     return CheckpointError(
         f"{path} cannot be loaded safely: {first} If you know where the file comes from, "
         f"pass trust=[the classes and functions that it needs]{otherwise}."

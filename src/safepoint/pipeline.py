@@ -253,6 +253,15 @@ class Pipeline:
 
     def _warn_of_classes(self, captured: Capture) -> None:
         """Say once of each class and function in the state that a later load will not take it on trust."""
+        if unsafe := sorted(captured.unsafe - self._told_of):
+            self._told_of.update(unsafe)
+            warn(
+                f"the state holds {', '.join(map(shortened, unsafe))}, which PyTorch loads only with "
+                "weights_only=False, whatever it is told to trust: safepoint.load() and, in Lightning, trainer.fit() "
+                "take that, and restore() cannot load the checkpoints. Put lists, dictionaries and numbers that fit "
+                "into it instead.",
+                stacklevel=6,
+            )
         if captured.named <= self._named:
             return
         self._named |= captured.named

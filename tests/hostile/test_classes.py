@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import enum
 import warnings
+from collections import Counter, OrderedDict, defaultdict, deque
 from fractions import Fraction
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from kinds import OBJECTS, TENSORS, made
@@ -108,3 +110,69 @@ def test_trainer_is_told_as_well(tmp_path: Path, framework: Framework) -> None:
     with pytest.warns(RuntimeWarning, match=r"fractions\.Fraction.*trainer\.fit"):
         fit(framework, framework.ModelCheckpoint(dirpath=tmp_path, filename="a"), Notes(), epochs=1)
     assert safepoint.verify(tmp_path / "a.ckpt") == []
+
+
+class Rows(list[Any]):
+    """A list of a kind of its own."""
+
+
+@pytest.mark.parametrize(
+    ("value", "name"),
+    [
+        (deque([1.0]), "collections.deque"),
+        (defaultdict(list, a=[1]), "collections.defaultdict"),
+        (2**3000, "an integer of more than 255 bytes"),
+        (-(2**2039) - 1, "an integer of more than 255 bytes"),
+        (..., "Ellipsis"),
+        (NotImplemented, "NotImplemented"),
+        (Rows([1]), f"{__name__}.Rows"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_save_says_what_no_trust_will_load(tmp_path: Path, value: Any, name: str) -> None:
+    """The unpickler fills no container but its own, and knows neither large numbers nor some constants."""
+    with (
+        pytest.warns(RuntimeWarning, match=rf"the state holds {name}, which PyTorch loads only with"),
+        warnings.catch_warnings(),
+    ):
+        warnings.filterwarnings("ignore", "the state needs", RuntimeWarning)
+        with make(tmp_path, {"notes": {"value": value}}) as checkpointer:
+            for _ in range(2):
+                checkpointer.save()
+    (path,) = tmp_path.glob("*.ckpt")
+    with pytest.raises(safepoint.CheckpointError, match="cannot be loaded safely"):
+        safepoint.load(path, trust=[deque, defaultdict, list, Rows])
+    assert safepoint.load(path, weights_only=False)["notes"]["value"] == value
+
+
+@pytest.mark.parametrize(
+    ("value", "trust"),
+    [
+        (Counter("aab"), []), (OrderedDict(a=1), []), (2**2039 - 1, []), (-(2**2039), []),
+        (deque(), [deque]), (Rows(), [Rows]), (frozenset([1]), [frozenset]),
+    ],
+)  # fmt: skip
+def test_what_trust_will_load_is_not_called_unsafe(tmp_path: Path, value: Any, trust: list[Any]) -> None:
+    """What is empty is not filled, and some are made in one call."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "the state needs", RuntimeWarning)
+        with make(tmp_path, {"notes": {"value": value}}) as checkpointer:
+            checkpointer.save()
+    (path,) = tmp_path.glob("*.ckpt")
+    assert safepoint.load(path, trust=trust)["notes"]["value"] == value
+
+
+def test_classes_named_for_a_number_of_numpy_are_all(tmp_path: Path) -> None:
+    """The class of its dtype too, which no file names; and who leaves one out is told which, without torch's advice."""
+    (told,) = told_of({"value": np.float64(1)}, tmp_path)
+    for name in ("numpy.dtype,", "numpy.dtypes.Float64DType", "scalar"):
+        assert name in told
+    (path,) = tmp_path.glob("*.ckpt")
+    scalar = np.float64(1).__reduce__()[0]
+    with pytest.raises(safepoint.CheckpointError, match="Float64DType") as raised:
+        safepoint.load(path, trust=[np.dtype, scalar])
+    assert "file an issue" not in str(raised.value)
+    assert r"\t" not in str(raised.value)
+    trust = [np.dtype, scalar, type(np.dtype("f8"))]
+    assert safepoint.load(path, trust=trust)["notes"]["value"] == 1
+    make(tmp_path, {"notes": {}}).restore(trust=trust)

@@ -30,7 +30,7 @@ def _loaded(file: Path | io.BytesIO, *, weights_only: bool) -> Any:
         return torch.load(file, weights_only=weights_only)
 
 
-@pytest.mark.filterwarnings("ignore:the state needs:RuntimeWarning")  # as said when it is saved
+@pytest.mark.filterwarnings("ignore:the state (needs|holds):RuntimeWarning")  # as said when it is saved
 @pytest.mark.parametrize("kinds", [TENSORS, OBJECTS], ids=["plain", "of other classes"])
 def test_checkpoint_gives_back_every_kind(tmp_path: Path, kinds: dict[str, Any]) -> None:
     """A state of all kinds verifies, and is loaded as the file of ``torch.save`` is."""
