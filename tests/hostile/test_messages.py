@@ -122,3 +122,13 @@ def test_command_line_shows_every_name_in_one_line(tmp_path: Path) -> None:
         assert output.replace("\n", "").isprintable()
         assert "Über 模型.ckpt" in output
         assert r"bytes\udcff.ckpt" in output
+
+
+def test_command_line_writes_out_letters_that_the_terminal_lacks(tmp_path: Path) -> None:
+    """It ends with a table, and not with a UnicodeEncodeError."""
+    files.write(tmp_path / "模型.ckpt", files.manifest())
+    program = str(Path(sys.executable).with_name("safepoint"))
+    environment = {**os.environ, "PYTHONIOENCODING": "latin-1"}
+    done = subprocess.run([program, "ls", tmp_path], capture_output=True, check=False, timeout=60, env=environment)
+    assert done.returncode == 0
+    assert rb"\u6a21\u578b.ckpt" in done.stdout

@@ -6,6 +6,7 @@ Imports no torch, and never unpickles.
 from __future__ import annotations
 
 import importlib.util
+import io
 import sys
 
 
@@ -17,4 +18,7 @@ def main() -> None:
         sys.exit(2)
     from safepoint.cli.app import app
 
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a terminal may have no letters for a name
     app()
