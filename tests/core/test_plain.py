@@ -35,12 +35,14 @@ def test_line_that_must_stay_one_does() -> None:
 
 
 def test_errors_their_notes_and_causes_are_plain() -> None:
-    """However they come about; what caused an error is told by the name of its kind."""
+    """However they come about; what caused an error stays what it is, if it is harmless."""
     error = SafepointError("\x1b]0;title\x07")
     error.add_note("\x1b[2J")
     assert str(error) == "\\x1b]0;title\\x07"
     assert error.__notes__ == ["\\x1b[2J"]
     assert str(cause(ValueError("\x1b[2J"))) == "ValueError: \\x1b[2J"
+    harmless = ValueError("a word")
+    assert cause(harmless) is harmless
 
 
 def test_warning_is_plain_and_points_to_the_caller() -> None:
