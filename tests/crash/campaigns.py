@@ -130,9 +130,9 @@ def _traced(pid: int, *options: str) -> Iterator[None]:
 
 
 def out_of_memory(ground: Path) -> None:
-    """Give the child 2 MiB, 3 MiB, ... to live in, until it survives: the kernel kills it wherever that ends."""
+    """Give the child 2 MiB, 4 MiB, ... to live in, until it survives: the kernel kills it wherever that ends."""
     kills = saves = 0
-    for limit_bytes in itertools.count(2 * _MIB, _MIB):
+    for limit_bytes in itertools.count(2 * _MIB, 2 * _MIB):
         directory = _emptied(ground / "run")
         with _memory_group(limit_bytes) as group:
 

@@ -27,7 +27,7 @@ FAULTS: dict[str, Callable[[int], None]] = {
 }
 UNNOTICED = "EIO once"
 """The fault that passes when it is tried again: no error may come out."""
-SAMPLES = 8
+SAMPLES = 6
 
 
 def lived(life: Life, directory: Path, disk: disks.CountedDisk) -> scenarios.Session:

@@ -41,12 +41,12 @@ def test_sigkill_in_front_of_any_step_leaves_whole_checkpoints(ground: Path) -> 
 
 def test_sigkill_in_front_of_some_steps_of_any_life_leaves_whole_checkpoints(ground: Path) -> None:
     """The same for the drop-in, for replaced checkpoints, and on other file systems, at steps chosen by chance."""
-    carry_out("some_steps", ground, 3)
+    carry_out("some_steps", ground, 2)
 
 
 def test_sigkill_at_random_moments_leaves_whole_checkpoints(ground: Path) -> None:
     """Killed again and again in one directory, a run is further each time, and its leavings do not pile up."""
-    carry_out("random_moments", ground, "loop", "named", 6)
+    carry_out("random_moments", ground, "loop", "named", 5)
 
 
 @pytest.mark.skipif(shutil.which("strace") is None, reason="needs strace")
