@@ -23,7 +23,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from file_systems import mounted
+from file_systems import mounted, unmount
 from injection import injected
 
 NOBODY = 65534
@@ -166,7 +166,7 @@ def _nothing_behind(host: Path, disk: Path) -> Iterator[None]:
 def _mend(disk: Path) -> None:
     """Unmount, check and mount again, as an administrator does once the device works."""
     (image,) = disk.parent.glob("*.img")
-    subprocess.run(["umount", disk], check=True)
+    unmount(disk)
     if image.stem == "ext4":
         subprocess.run(["e2fsck", "-fy", image], check=False, capture_output=True)  # 1: errors were corrected
     subprocess.run(["mount", "-o", "loop", image, disk], check=True)

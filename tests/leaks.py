@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import tempfile
 import threading
@@ -10,6 +11,7 @@ from pathlib import Path
 
 def held() -> tuple[list[str], list[str]]:
     """Return the open files of this process, but for those of pytest's own capture, and its threads."""
+    gc.collect()  # what nobody has closed, of earlier tests, too, closes by itself
     links = [path for path in Path("/proc/self/fd").iterdir() if path.is_symlink()]  # not that of the listing itself
     files = sorted(os.readlink(path) for path in links)
     captures = f"{tempfile.gettempdir()}/#"

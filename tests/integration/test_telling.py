@@ -22,12 +22,12 @@ import sys, time, torch
 from safepoint import Checkpointer, keep, when
 from safepoint.stores.local import LocalStore
 write = LocalStore.write
-def slow(store, name, chunks, size_bytes, *, replace):
+def slow(store, name, chunks, size_bytes, **options):
     def late():
         for chunk in chunks:
             yield chunk
             time.sleep(1.5)
-    return write(store, name, late(), size_bytes, replace=replace)
+    return write(store, name, late(), size_bytes, **options)
 LocalStore.write = slow
 state = {"a": {"x": torch.ones(1000)}}
 with Checkpointer(sys.argv[1], state=state, save=when.train_end(), keep=keep.all()) as saver:
