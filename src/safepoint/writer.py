@@ -21,6 +21,7 @@ from typing import TypeVar
 
 from safepoint import reader
 from safepoint.background import Background
+from safepoint.errors import plain
 from safepoint.records import SaveStats
 from safepoint.sealing import Seal
 from safepoint.staging import Staged
@@ -307,7 +308,9 @@ class Writer:
             except OSError as error:
                 return replace(outcome, error=error, still_there=outcome.still_there[index:])
             if not gone:  # nothing of ours is under that name any more
-                logger.warning("%s is not what this run saved under that name, and was not removed", removal.name)
+                logger.warning(
+                    "%s is not what this run saved under that name, and was not removed", plain(removal.name)
+                )
         return replace(outcome, still_there=())
 
 
@@ -315,7 +318,7 @@ def _log_failure(future: Future[Outcome]) -> None:
     outcome = future.result()
     if outcome.error is not None:
         what = "was saved, and then" if outcome.durable else "was not saved"
-        logger.error("%s %s: %s", outcome.job.path, what, outcome.error)
+        logger.error("%s", plain(f"{outcome.job.path} {what}: {outcome.error}"))
 
 
 def _persisting(act: Callable[[], T]) -> T:
@@ -326,7 +329,7 @@ def _persisting(act: Callable[[], T]) -> T:
         except OSError as error:
             if error.errno not in _TRANSIENT:
                 raise
-            logger.warning("%s: trying again in %g s", error, wait_s)
+            logger.warning("%s: trying again in %g s", plain(str(error)), wait_s)
             time.sleep(wait_s)
     return act()
 

@@ -60,11 +60,15 @@ def test_two_processes_that_keep_one_each_remove_their_own(tmp_path: Path, start
     assert {read_manifest(path).step for path in left} == {5, 6}
 
 
-def _by_another_run(path: Path) -> None:
+def _made_by_another_run(path: Path) -> Path:
     with checkpointer(path.parent / "elsewhere") as other:
         made = other.save()
     path.unlink()
-    made.rename(path)
+    return made
+
+
+def _by_another_run(path: Path) -> None:
+    _made_by_another_run(path).rename(path)
 
 
 def _by_a_foreign_file(path: Path) -> None:
@@ -72,10 +76,7 @@ def _by_a_foreign_file(path: Path) -> None:
 
 
 def _by_a_symbolic_link(path: Path) -> None:
-    with checkpointer(path.parent / "elsewhere") as other:
-        made = other.save()
-    path.unlink()
-    path.symlink_to(made)
+    path.symlink_to(_made_by_another_run(path))
 
 
 def _by_a_directory(path: Path) -> None:

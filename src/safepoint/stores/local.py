@@ -57,7 +57,10 @@ class LocalStore:
                     check(temporary.descriptor)
                 replaces, is_new = _replaces(final, replace), not os.path.lexists(final)
                 temporary.give_up_writing()
-                temporary.replace(final) if replaces else temporary.publish(final)
+                if replaces:
+                    temporary.replace(final)
+                else:
+                    temporary.publish(final)
             finally:
                 self._drop(temporary.place)
             self._sync_name(final, undo=is_new)
