@@ -3,9 +3,9 @@
 It keeps the framework's constructor, attributes, hooks and file names, and replaces what stands behind them: decisions
 come from the pure policies, files from the run's pipeline. Lightning's sentinel values and spellings end here.
 
-This half has the constructor, the hooks and the decision when; ``saving`` has what and under which names. Private names
-of the framework that are used, each with a contract test: ``ModelCheckpoint._find_last_checkpoints`` (the trainer asks
-it for ``ckpt_path="last"``) is overridden, ``Trainer._val_check_time_interval`` is read.
+This part has the constructor, the hooks, and how a callback joins and leaves a trainer; ``deciding`` has when,
+``saving`` what and under which names. A private name of the framework is overridden, with a contract test:
+``ModelCheckpoint._find_last_checkpoints``, which the trainer asks for ``ckpt_path="last"``.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from typing import Any, Literal
 from torch import Tensor
 
 from safepoint import schedule
-from safepoint.errors import nearest
 from safepoint.integrations import ahead, configuration, resume
+from safepoint.integrations.deciding import Deciding
 from safepoint.integrations.exchange import Exchange
-from safepoint.integrations.saving import Saving, number
+from safepoint.integrations.saving import number
 from safepoint.integrations.vanguard import vanguard
 from safepoint.ledger import Ledger
 from safepoint.pipeline import OnError, Options, Staging
-from safepoint.records import Decision, Event, EventKind, Save, ScheduleState
+from safepoint.records import EventKind
 from safepoint.run import Run
 from safepoint.staging import image_bytes
 from safepoint.stores.local import check_directory
@@ -37,7 +37,7 @@ _NOWHERE = (-1, -1, -1)
 """A position that no event has: whether a step is saved already is asked of the framework's own attribute."""
 
 
-class ModelCheckpointBody(Saving):
+class ModelCheckpointBody(Deciding):
     """Lightning's ``ModelCheckpoint`` on Safepoint: every argument means what it means there.
 
     Besides, by keyword: ``staging``, ``blocking`` (each save is durable when its hook returns), ``max_images``,
@@ -305,39 +305,7 @@ class ModelCheckpointBody(Saving):
         except Exception as late:  # noqa: BLE001 - whatever it is
             self.framework.warn(f"While {type(exception).__name__} was handled, a checkpoint failed too: {late}")
 
-    # When.
-
-    def _at_step(self, trainer: Any) -> None:
-        self._settle(trainer)
-        if not self._saves_by_steps:
-            return
-        decided = self._decide(trainer, EventKind.STEP)
-        if not isinstance(decided[1], Save) or self._skips(trainer):
-            return
-        if self._measured_later(trainer):
-            decided = self._decide(trainer, EventKind.STEP, awaits=str(self.monitor))
-        else:
-            self._warn_of_stale_metric(trainer)
-        self._follow(trainer, decided, last=True)
-
-    def _at_validation_end(self, trainer: Any) -> None:
-        self._settle(trainer)
-        self._note_validation(trainer)
-        if self._skips(trainer):
-            return
-        if self._schedule.waiting:
-            self._follow(trainer, self._decide(trainer, EventKind.VALIDATION_END), last=True)
-        elif not self._saves_on_train_epoch_end(trainer):
-            self._save_at_epoch(trainer)
-
-    def _at_train_epoch_end(self, trainer: Any) -> None:
-        self._settle(trainer)
-        if self._skips(trainer):
-            return
-        if self._schedule.waiting and not trainer.enable_validation:
-            self._follow(trainer, self._decide(trainer, EventKind.EPOCH_END), last=True)
-        elif self._saves_on_train_epoch_end(trainer):
-            self._save_at_epoch(trainer)
+    # When to write what was asked for.
 
     def _write_requests(self, trainer: Any, hook: str = "", *, trains_on: bool = False) -> None:
         """Write what is asked for, unless another callback is about to come to the same ``hook`` and may join in."""
@@ -358,92 +326,6 @@ class ModelCheckpointBody(Saving):
             for other in after
         )
 
-    def _decide(self, trainer: Any, kind: EventKind, awaits: str = "") -> tuple[ScheduleState, Decision]:
-        """Return what the pure core decides, and its next state; a matter of time is decided on rank 0 for all.
-
-        Names are found when the top k is known.
-        """
-        now, step, epoch = time.monotonic(), trainer.global_step, trainer.current_epoch
-        event = Event(kind, step, epoch, (step, epoch, 0), now, awaits=awaits)
-        decided = schedule.decide(self._triggers, self._schedule, event)
-        return trainer.strategy.broadcast(decided) if self._train_time_interval is not None else decided
-
-    def _follow(self, trainer: Any, decided: tuple[ScheduleState, Decision], *, last: bool) -> None:
-        """Do what was decided."""
-        self._schedule, decision = decided
-        if isinstance(decision, Save):
-            self._save(trainer, "; ".join(decision.reasons), last=last)
-
-    def _skips(self, trainer: Any) -> bool:
-        """Tell whether nothing is saved now: outside of fitting, in a dry run, or at a step that is saved already."""
-        return bool(
-            trainer.fast_dev_run or trainer.state.fn != "fit" or trainer.sanity_checking or self._is_saved(trainer)
-        )
-
-    def _measured_later(self, trainer: Any) -> bool:
-        """Tell whether a save at this step must wait for the metric that it is ranked by."""
-        if self.monitor is None:
-            return False
-        if not self._is_measured(trainer):
-            return True
-        validates_next = trainer.is_last_batch and ahead.validates_in_this_epoch(trainer)
-        return bool(validates_next and not self._saves_on_train_epoch_end(trainer))
-
-    def _is_measured(self, trainer: Any) -> bool:
-        """Tell whether the monitored metric is there; the epoch and the step always are."""
-        return self.monitor in (None, "epoch", "step", *trainer.callback_metrics)
-
-    def _saves_on_train_epoch_end(self, trainer: Any) -> bool:
-        """Tell which hook saves: the training epoch's end, or validation's where that runs at other times."""
-        if self._save_on_train_epoch_end is not None:
-            return bool(self._save_on_train_epoch_end)
-        if getattr(trainer, "_val_check_time_interval", None) is not None or trainer.check_val_every_n_epoch != 1:
-            return False
-        if not ahead.validation_batches(trainer):
-            return True
-        return bool(trainer.val_check_interval == 1.0)
-
-    def _save_at_epoch(self, trainer: Any) -> None:
-        """Save what is due at the epoch hook; where ``last`` is a "link" to nothing but itself, refresh it here."""
-        decided = self._decide(trainer, EventKind.EPOCH_END)
-        last = self.save_last == "link" and self.save_top_k == 0 and self._has_saved(trainer)
-        if not isinstance(decided[1], Save):
-            if last:
-                self._save(trainer, "epoch end", last=True)
-        elif self._is_measured(trainer) or self._has_validated or not trainer.enable_validation:
-            self._follow(trainer, decided, last=last)
-        else:
-            self._warn_once(
-                "waits",
-                f"ModelCheckpoint(monitor={self.monitor!r}) saves nothing until the first validation: so far, "
-                f"{', '.join(map(repr, sorted(trainer.callback_metrics))) or 'nothing'} is logged.",
-            )
-
-    def _note_validation(self, trainer: Any) -> None:
-        """Note when validation was and what it measures; tell of a misspelt ``monitor`` at the first chance."""
-        logged = frozenset(trainer.callback_metrics)
-        self._validation_metrics |= logged - (self._logged_before_validation or frozenset())
-        if not trainer.sanity_checking:
-            self._has_validated, self._validated_at = True, trainer.global_step
-        near = nearest(self.monitor, logged) if self.monitor is not None and not self._is_measured(trainer) else []
-        if near:
-            self._warn_once(
-                "near",
-                f"ModelCheckpoint(monitor={self.monitor!r}): validation logs no such metric, but {near[0]!r}. Is that "
-                "what is meant? If the metric is logged in training, ignore this.",
-            )
-
-    def _warn_of_stale_metric(self, trainer: Any) -> None:
-        """Tell that a save in mid-training is ranked by what was measured on other weights."""
-        if self.monitor in self._validation_metrics and self._validated_at != trainer.global_step:
-            self._warn_once(
-                "stale",
-                f"ModelCheckpoint(monitor={self.monitor!r}): the checkpoint of step {trainer.global_step} is ranked by "
-                f"the validation of step {self._validated_at}, which measured other weights. The manifest says so "
-                "(measured_at). To rank by a checkpoint's own metric, save at validation's end: leave "
-                "every_n_train_steps and train_time_interval out.",
-            )
-
     def _prepare_memory(self, trainer: Any) -> None:
         """Have memory ready before the first save; after a first step the optimizers have their state."""
         self._has_memory = True
@@ -452,11 +334,6 @@ class ModelCheckpointBody(Saving):
         module, optimizers = trainer.lightning_module, () if self.save_weights_only else trainer.optimizers
         state = (*module.parameters(), *module.buffers(), *(list(o.state.values()) for o in optimizers))
         self._run.pipeline.prepare(image_bytes(state), at_most=self._policy.at_most if self.save_top_k else 1)
-
-    def _warn_once(self, what: str, message: str) -> None:
-        if what not in self._told:
-            self._told.add(what)
-            self.framework.warn(message)
 
     # Where, and what the trainer asks.
 

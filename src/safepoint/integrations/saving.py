@@ -1,7 +1,7 @@
 """How the drop-in saves: what is kept, under which names, and how the public attributes follow.
 
-The half of the shared body that hands a checkpoint to the run's pipeline; ``model_checkpoint`` has the hooks and
-decides when. Rank 0 decides, with its metrics and its view of the disk, and all ranks follow.
+The part of the shared body that hands a checkpoint to the run's pipeline; ``model_checkpoint`` has the hooks,
+``deciding`` decides when. Rank 0 decides, with its metrics and its view of the disk, and all ranks follow.
 ``_last_global_step_saved`` and ``_last_checkpoint_saved`` are the framework's own private names, kept up for the
 loggers that read them.
 """
