@@ -152,6 +152,7 @@ def _read(objects: Mapping[str, object], path: Path, own: str) -> tuple[Progress
             state = _built(checkpoint, storages, path)
             _put_live_in(objects, state, left_out)
             _tell_of_left_out(objects, left_out, path)
+            _tell_of_inexact(checkpoint.manifest.inexact, path)
             return progress, state
     except (NotACheckpointError, OSError) as error:
         raise _UnsoundError(str(error)) from error
@@ -174,6 +175,12 @@ def _tell_of_left_out(objects: Mapping[str, object], left_out: Mapping[str, str]
                 logger.info("%s", plain(f"{path}: of state[{name!r}], {told}"))
             else:
                 warn(f"{path}: of state[{name!r}], {told}.", stacklevel=5)
+
+
+def _tell_of_inexact(inexact: Mapping[str, str], path: Path) -> None:
+    if inexact:
+        listing = "; ".join(f"{name}: {why}" for name, why in inexact.items())
+        warn(f"{path}: the run does not go on exactly as it was: {listing}.", stacklevel=5)
 
 
 def _fill(checkpoint: Opened, storages: Sequence[torch.UntypedStorage], *, may_tear: bool) -> None:
@@ -222,7 +229,9 @@ def _fitting(
 
     """
     progress = checkpoint.manifest.progress(path)
-    differences = [] if progress is None else list(_differences(objects, saved, own))
+    left_out = checkpoint.manifest.inexact.keys() - saved.keys()
+    there = {name: target for name, target in objects.items() if name not in left_out}
+    differences = [] if progress is None else list(_differences(there, saved, own))
     if progress is not None and not differences:
         return progress
     _check(checkpoint)  # as in _structure
@@ -255,7 +264,8 @@ def _put_back(objects: Mapping[str, object], saved: Mapping[str, Any], path: Pat
     if unused := _listed(saved.keys() - objects.keys()):
         warn(f"{path} also holds {unused}, which state= does not name: not restored", stacklevel=4)
     for name, target in objects.items():
-        _load_into(name, target, saved[name], path)
+        if name in saved:  # else it was left out, and the manifest says so
+            _load_into(name, target, saved[name], path)
 
 
 def _load_into(name: str, target: Any, saved: Any, path: Path) -> None:
