@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 import time
 from collections import deque
 from collections.abc import Iterable, Mapping
@@ -19,7 +20,7 @@ from safepoint import schedule
 from safepoint.catalog import Catalog, best_of
 from safepoint.claim import told_of_the_living
 from safepoint.deferral import Live
-from safepoint.errors import ConfigurationError, MissingMetricError, SaveError, plain, warn
+from safepoint.errors import ConfigurationError, MissingMetricError, Preempted, SaveError, plain, warn
 from safepoint.excluded import Excluder
 from safepoint.keep import Mode, PreservationPolicy
 from safepoint.ledger import Ledger
@@ -30,7 +31,7 @@ from safepoint.pipeline import OnError, Options, Pipeline, Snapshot, Staging
 from safepoint.randomness import rng_state, set_rng_state
 from safepoint.records import NO_METRICS, Event, EventKind, Progress, Record, Save, SaveStats
 from safepoint.run import Run, Settled
-from safepoint.signals import Signals
+from safepoint.signals import Came, Signals
 from safepoint.staging import image_bytes
 from safepoint.stores.local import check_directory
 from safepoint.when import SavePolicy
@@ -43,7 +44,7 @@ OWN_ENTRY = "safepoint"
 
 
 _STATS_LIMIT = 10_000
-_EXCEPTION_FILENAME = "{epoch}-{step}-exception"
+_FILENAMES = {EventKind.EXCEPTION: "{epoch}-{step}-exception", EventKind.PREEMPTION: "{epoch}-{step}-preempted"}
 
 
 class Checkpointer:
@@ -114,7 +115,8 @@ class Checkpointer:
         self._has_memory = False
         self._stats: deque[SaveStats] = deque(maxlen=_STATS_LIMIT)
         self._closed = False
-        self._signals = Signals(save.signals) if save.signals else None
+        self._preempted: Came | None = None
+        self._signals = Signals(save.signals, save.endings) if save.signals or save.endings else None
 
     def __enter__(self) -> Self:
         """Return the checkpointer itself."""
@@ -129,7 +131,9 @@ class Checkpointer:
             return
         try:
             try:
-                if not self._closed:
+                if not self._closed and (came := self._end_asked_for()) is not None:
+                    self._saved_before_end(came, self._running_epoch())
+                if not self._closed and self._preempted is None:
                     self._decide(EventKind.EXCEPTION, self._running_epoch(), cause=type(error).__name__)
             finally:
                 self._finish()
@@ -179,6 +183,10 @@ class Checkpointer:
         """Count one optimizer step and save if that is due; call it once after each ``optimizer.step()``.
 
         ``metrics`` are numbers or one-element tensors measured at this step; they are read only if a save is due.
+
+        Raises:
+            Preempted: a signal of ``when.preempted()`` has come; this step is saved, and everything durable.
+
         """
         self._check_open()
         p = self._progress
@@ -197,6 +205,7 @@ class Checkpointer:
 
         Raises:
             MissingMetricError: a save is due and ``keep`` ranks by a metric that was not passed so far.
+            Preempted: see ``step``.
 
         """
         self._check_open()
@@ -257,14 +266,23 @@ class Checkpointer:
 
         Raises:
             MissingMetricError: ``keep`` ranks by a metric that was never passed; everything is saved all the same.
+            Preempted: see ``step``.
 
         """
         if self._closed:
             return
+        epoch = self._running_epoch()
         try:
-            self._decide(EventKind.TRAIN_END, self._running_epoch())
+            self._decide(EventKind.TRAIN_END, epoch)
+            self.wait()
         finally:
-            self._finish()
+            try:
+                if (came := self._end_asked_for()) is not None:
+                    raise self._saved_before_end(came, epoch)
+            finally:
+                self._finish()
+        if (came := self._end_asked_for()) is not None:  # while the threads were ending
+            raise self._ended_by(came)
         if self._has_saved:
             self._check_ranked_by(())
 
@@ -316,8 +334,10 @@ class Checkpointer:
         step_s, template, metrics = 0.0, self._filename, self._measured
         if kind is EventKind.STEP:
             step_s, self._step_ended_s = now - self._step_ended_s, now
-        elif kind is EventKind.EXCEPTION:  # what was measured may be of other weights than the exception leaves
-            template, metrics = _EXCEPTION_FILENAME, Measured({})
+        elif kind in _FILENAMES:  # a name without metrics: some may not be measured yet
+            template = _FILENAMES[kind]
+        if kind is EventKind.EXCEPTION:  # what was measured may be of other weights than the exception leaves
+            metrics = Measured({})
         event = Event(kind, p.step, epoch, (p.step, p.epoch, p.batch), now, step_s, metrics, cause=cause)
         state, decision = schedule.decide(self._save_policy, self._schedule, event, (template,))
         if not isinstance(decision, Save):
@@ -327,8 +347,46 @@ class Checkpointer:
         return has_ended
 
     def _answer_signal(self, epoch: int) -> None:
-        if self._signals is not None and (name := self._signals.take()):
-            self._decide(EventKind.SIGNAL, epoch, cause=name)
+        came = None if self._signals is None else self._signals.take()
+        if came is None:
+            return
+        if came.grace_s is None:
+            self._decide(EventKind.SIGNAL, epoch, cause=came.name)
+        else:
+            late = sys.exception()
+            raise self._saved_before_end(came, epoch, late if isinstance(late, SaveError) else None)
+
+    def _end_asked_for(self) -> Came | None:
+        """Return the signal that has come to end the run, if one has."""
+        came = None if self._signals is None else self._signals.take()
+        return None if came is None or came.grace_s is None else came
+
+    def _saved_before_end(self, came: Came, epoch: int, failure: Exception | None = None) -> Preempted:
+        """Save unless this step is saved, wait until all is durable, and return what ends the process, in any case.
+
+        What failed, ``failure`` included, is logged: the end of a process by SystemExit shows no error.
+        """
+        self._preempted = came
+        for _ in range(2):  # what is on its way may fail yet
+            if failure is not None:
+                logger.error("%s", plain(f"{came.name} has come, and meanwhile: {failure}"))
+            try:
+                self._decide(EventKind.PREEMPTION, epoch, cause=came.name)
+                self.wait()
+            except Exception as error:  # noqa: BLE001 - whatever it is, the process ends
+                failure = error
+            else:
+                break
+        else:
+            logger.error("%s", plain(f"{came.name} has come, and this step could not be saved: {failure}"))
+        return self._ended_by(came)
+
+    def _ended_by(self, came: Came) -> Preempted:
+        p, records = self._progress, self._run.ledger.durable
+        is_saved = self._schedule.secured_position == (p.step, p.epoch, p.batch)
+        ended = Preempted(came.name, records[-1].path if records and is_saved else None)
+        logger.warning("%s", ended)
+        return ended
 
     def _take_in(self, settled: Settled) -> None:
         """Take notice of what became durable, and raise what went wrong."""
@@ -447,9 +505,11 @@ class Checkpointer:
     def _finish(self) -> None:
         if not self._closed:
             self._closed = True
-            if self._signals is not None:
-                self._signals.restore()
-            self._take_in(self._run.close())
+            try:
+                self._take_in(self._run.close())
+            finally:
+                if self._signals is not None:
+                    self._signals.restore()
 
 
 def _live(state: Mapping[str, object]) -> Live:
