@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from safepoint.loading import load
     from safepoint.reader import verify
     from safepoint.records import Progress, Record, SaveStats
+    from safepoint.report import RestoreReport
 
 __all__ = [
     "CaptureError",
@@ -42,6 +43,7 @@ __all__ = [
     "Progress",
     "Record",
     "RestoreError",
+    "RestoreReport",
     "RunAliveError",
     "SafepointError",
     "SaveError",
@@ -57,6 +59,7 @@ _HOMES = {
     "Checkpointer": "checkpointer",
     "Progress": "records",
     "Record": "records",
+    "RestoreReport": "report",
     "SaveStats": "records",
     "load": "loading",
     "verify": "reader",
