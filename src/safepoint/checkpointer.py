@@ -15,7 +15,7 @@ from typing import Any, Self
 
 import torch
 
-from safepoint import loading, origin, schedule, source
+from safepoint import grace, loading, origin, schedule, source
 from safepoint import restore as restoring
 from safepoint.announce import announce
 from safepoint.catalog import Catalog, best_of
@@ -25,6 +25,7 @@ from safepoint.errors import ConfigurationError, MissingMetricError, Preempted, 
 from safepoint.excluded import Excluder
 from safepoint.keep import Mode, PreservationPolicy
 from safepoint.ledger import Ledger
+from safepoint.lighter import Lightened, lighten, parts_of, size_of
 from safepoint.loading import Trust
 from safepoint.measured import Measured
 from safepoint.naming import EXTENSION, check_template, first_free
@@ -509,15 +510,26 @@ class Checkpointer:
             stem, lambda name: self.directory / name not in same_step and self._run.taken(self.directory / name)
         )
         state, excluded = self._captured()
+        came = self._preempted if event.kind is EventKind.PREEMPTION else None
+        lightened = Lightened() if came is None else self._lightened(state, came)
         snapshot = Snapshot(
-            event.step, event.epoch, event.position, metrics, decision.reasons, pinned, excluded=excluded
+            event.step,
+            event.epoch,
+            event.position,
+            metrics,
+            decision.reasons + tuple(f"{entry}: {why}" for entry, why in lightened.inexact.items()),
+            pinned,
+            excluded=excluded | lightened.excluded,
+            inexact=lightened.inexact,
         )
+        is_whole = not lightened.inexact  # else nothing goes for it
         proposed = self._run.ledger.propose(
             self._run.candidate(snapshot, name),
             self._keep_policy,
-            protected=self._protected,
+            protected=self._protected if is_whole else dict.fromkeys(own, f"{name} is not as whole"),
             superseded=dict.fromkeys(
-                same_step - {self.directory / name}, f"superseded by {name}, saved later at the same step"
+                same_step - {self.directory / name} if is_whole else (),
+                f"superseded by {name}, saved later at the same step",
             ),
         )
         self._warn_of_other_runs()
@@ -538,6 +550,20 @@ class Checkpointer:
         if world_size() > 1:
             state[OWN_ENTRY]["world_size"] = world_size()
         return state, excluded
+
+    def _lightened(self, state: dict[str, Any], came: Came) -> Lightened:
+        """Take out of ``state`` what will not be durable in the time that a signal leaves, and log it."""
+        left_s = grace.seconds_left(came.at_s, came.grace_s or 0.0, time.monotonic())
+        byte_s = grace.seconds_per_byte(tuple(self._stats))
+        total_bytes = size_of(state) + self._run.pipeline.pending_bytes
+        going = grace.left_out(parts_of(state, self._state), total_bytes, left_s, byte_s)
+        if not going or byte_s is None:
+            return Lightened()
+        why = f"all of it would take {total_bytes * byte_s:.1f} s, and {came.name} has left {max(left_s, 0):.1f} s"
+        lightened = lighten(state, self._state, going, self._excluder or Excluder(), why)
+        parts = ", ".join(f"{part.kind.name.lower()} {part.entry}" for part in going)
+        logger.warning("%s", plain(f"the last checkpoint is saved without {parts}: {why}."))
+        return lightened
 
     def _check_ranked_by(self, present: Iterable[str]) -> None:
         """Raise if ``keep`` ranks by a metric that was not passed so far; ``present`` are those of this moment."""

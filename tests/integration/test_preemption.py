@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import signal
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from invariants import whole_checkpoints
-from loop import Training
+from loop import Training, equal
 from other_process import Other
+from torch.optim.swa_utils import AveragedModel
 
-from safepoint import Checkpointer, ConfigurationError, Preempted, keep, when
+import safepoint
+from safepoint import Checkpointer, ConfigurationError, Preempted, keep, reader, when
 from safepoint.catalog import Catalog
+from safepoint.stores import Chunk, direct
+from safepoint.stores.disk import Disk
 
 SCRIPT = Path(__file__).parent / "scripts" / "preempted.py"
 TERMINATED = 128 + signal.SIGTERM
@@ -230,3 +235,113 @@ def test_two_checkpointers_both_save(tmp_path: Path) -> None:
         a.step()
     assert reasons(tmp_path / "a") == reasons(tmp_path / "b") == ["preempted: SIGTERM"]
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+
+
+# What does not fit.
+
+
+class Large:
+    """A model with a frozen part, an averaged copy and two optimizers, of a few hundred kilobytes each."""
+
+    def __init__(self, seed: int = 0) -> None:
+        torch.manual_seed(seed)
+        self.model = torch.nn.Sequential(torch.nn.Linear(300, 300), torch.nn.Linear(300, 100))
+        self.model[1].requires_grad_(requires_grad=False)
+        self.average = AveragedModel(self.model)
+        self.first = torch.optim.Adam([self.model[0].weight], lr=0.01)
+        self.second = torch.optim.SGD([self.model[0].bias], lr=0.1, momentum=0.9)
+        self.schedule = torch.optim.lr_scheduler.StepLR(self.first, 1)
+
+    @property
+    def state(self) -> dict[str, object]:
+        """The objects to save and restore."""
+        return {name: getattr(self, name) for name in ("first", "model", "average", "second", "schedule")}
+
+    def advance(self) -> None:
+        """Make one step."""
+        self.model(torch.randn(4, 300)).square().mean().backward()
+        for optimizer in (self.first, self.second):
+            optimizer.step()
+            optimizer.zero_grad()
+        self.average.update_parameters(self.model)
+        self.schedule.step()
+
+
+def preempted(directory: Path, large: Large, monkeypatch: pytest.MonkeyPatch, grace_s: float, **options: Any) -> None:
+    """Train ``large`` with a disk that takes a megabyte a second, and have it preempted."""
+    slow = Disk.write
+
+    def write(disk: Disk, descriptor: int, chunks: Iterable[Chunk], share: direct.Share) -> int:
+        def slowly() -> Iterator[Chunk]:
+            for chunk in chunks:
+                time.sleep(len(chunk) / 1e6)
+                yield chunk
+
+        return slow(disk, descriptor, slowly(), share)
+
+    monkeypatch.setattr(Disk, "write", write)
+    policy = when.first_step() | when.preempted(grace_s=grace_s)
+    with pytest.raises(Preempted), checkpointer(directory, state=large.state, save=policy, **options) as saver:
+        for _ in range(2):
+            large.advance()
+            saver.step()
+            saver.wait()
+        signal.raise_signal(signal.SIGTERM)
+        large.advance()
+        saver.step()
+    monkeypatch.undo()
+
+
+def test_what_does_not_fit_is_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A run that goes on from there says so; the learning rate is there all the same, and nothing went for it."""
+    large = Large()
+    preempted(tmp_path, large, monkeypatch, 1.0, keep=keep.latest())
+    (message,) = (message for message in caplog.messages if "saved without" in message)
+    assert "frozen model, averaged average, optimizer first, optimizer second" in message
+    assert [path.name for path in sorted(tmp_path.iterdir())] == [
+        "epoch=0-step=1.ckpt",
+        "epoch=0-step=3-preempted.ckpt",
+    ]
+    assert safepoint.verify(tmp_path / "epoch=0-step=3-preempted.ckpt") == []
+    manifest = reader.read_manifest(tmp_path / "epoch=0-step=3-preempted.ckpt")
+    assert sorted(manifest.inexact) == ["average", "first", "second"]
+    assert sorted(manifest.excluded) == ["model.1.bias", "model.1.weight"]
+    assert manifest.reasons[0] == "preempted: SIGTERM"
+    again = Large()
+    with (
+        checkpointer(tmp_path, state=again.state, keep=keep.latest()) as saver,
+        pytest.warns(RuntimeWarning, match="(?s)first: what it had gathered is left out"),
+    ):
+        assert saver.restore().step == 3
+    assert equal(list(again.model.parameters()), list(large.model.parameters()))
+    assert again.first.param_groups[0]["lr"] == large.first.param_groups[0]["lr"]
+    assert again.first.state_dict()["state"] == {}
+    assert again.average.n_averaged == 0
+    again.advance()
+
+
+def test_what_fits_is_saved_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With time enough nothing is left out, and what it supersedes goes."""
+    large = Large()
+    preempted(tmp_path, large, monkeypatch, 60.0, keep=keep.latest())
+    assert reasons(tmp_path) == ["preempted: SIGTERM"]
+    manifest = reader.read_manifest(tmp_path / "epoch=0-step=3-preempted.ckpt")
+    assert (manifest.inexact, manifest.excluded) == ({}, {})
+
+
+def test_run_that_goes_on_after_all_saves_whole(tmp_path: Path) -> None:
+    """Who catches the end and trains on gets whole checkpoints, however late it is."""
+    large = Large()
+    with checkpointer(tmp_path, state=large.state, save=when.every(steps=1) | when.preempted(0.01)) as saver:
+        large.advance()
+        saver.step()
+        saver.wait()
+        signal.raise_signal(signal.SIGTERM)
+        with pytest.raises(Preempted):
+            saver.epoch_end()
+        large.advance()
+        saver.step()
+    whole = {path.name: not reader.read_manifest(path).inexact for path in tmp_path.iterdir()}
+    assert whole == {"epoch=0-step=1.ckpt": True, "epoch=0-step=1-preempted.ckpt": False, "epoch=1-step=2.ckpt": True}
