@@ -40,7 +40,7 @@ LEVELS = (
     ),
     ("schedule", "ledger", "measured", "grace"),
     ("state",),
-    ("stores", "signals", "transfer", "capture", "randomness", "loaders", "data", "ranks", "reader"),
+    ("stores", "signals", "transfer", "capture", "randomness", "loaders", "data", "ranks", "reader", "requests"),
     ("frozen", "excluded", "sealing"),
     ("lighter", "deferral", "loading", "in_place", "matching", "restore", "catalog", "claim", "nearby", "origin"),
     ("staging",),
@@ -109,6 +109,8 @@ TORCH_FREE = (
     "stores.local",
     "cli",
     "cli.app",
+    "cli.save_now",
+    "requests",
 )
 
 
