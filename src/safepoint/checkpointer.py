@@ -14,13 +14,13 @@ from typing import Any, Self
 
 import torch
 
-from safepoint import loading, origin, schedule, source
+from safepoint import entries, loading, origin, schedule, source
 from safepoint import restore as restoring
 from safepoint.announce import announce
 from safepoint.catalog import Catalog, best_of
 from safepoint.claim import told_of_the_living
 from safepoint.deferral import Live
-from safepoint.errors import ConfigurationError, MissingMetricError, SaveError, plain, warn
+from safepoint.errors import ConfigurationError, MissingMetricError, SaveError, StateMismatchError, plain, warn
 from safepoint.excluded import Excluder
 from safepoint.keep import Mode, PreservationPolicy
 from safepoint.ledger import Ledger
@@ -32,7 +32,7 @@ from safepoint.pipeline import OnError, Options, Pipeline, Snapshot, Staging
 from safepoint.randomness import rng_state, set_rng_state
 from safepoint.ranks import rank, world_size
 from safepoint.records import NO_METRICS, Event, EventKind, Progress, Record, Save, SaveStats
-from safepoint.report import RestoreReport
+from safepoint.report import RestoreReport, told_of_inexact
 from safepoint.restore import Candidates, Restored
 from safepoint.run import Run, Settled
 from safepoint.signals import Signals
@@ -109,7 +109,8 @@ class Checkpointer:
         self.directory = Path(os.path.abspath(os.path.expanduser(directory)))
         check_directory(self.directory, owner="directory")
         self._source = None if resume_from is None else _source(resume_from, self.directory)
-        self._state = dict(state)
+        self._state = entries.adapted(state)
+        self._positions = entries.positions(self._state)
         self._live = _live(self._state)
         self._excluder = Excluder() if exclude_frozen else None
         self._save_policy = save
@@ -126,6 +127,7 @@ class Checkpointer:
         self._has_saved = False
         self._last_path = self.directory
         self._is_told_of_ranks = False
+        self._is_told_of_inexact = False
         self._has_memory = False
         self._stats: deque[SaveStats] = deque(maxlen=_STATS_LIMIT)
         self._closed = False
@@ -207,6 +209,9 @@ class Checkpointer:
             checked_rename(rename),
         )
         loading.checked_trust(trust)
+        if wanted.strict and (lost := entries.inexact(self._state)):
+            lines = "\n".join(told_of_inexact(lost))
+            raise StateMismatchError(f"state= holds what cannot be put back exactly, and strict=True:\n{lines}")
         self.wait()
         if self._source is None and not wanted.whole:
             restored = self._warm_start(Candidates.newest_first(Catalog.of(self.directory, below=False)), wanted, trust)
@@ -275,6 +280,8 @@ class Checkpointer:
         self._check_open()
         p = self._progress
         self._progress = Progress(p.step + 1, p.epoch, p.batch + 1, NO_METRICS, p.path)
+        for position in self._positions:
+            position.mark()
         self._measured = Measured(metrics)
         self._seen |= metrics.keys()
         if not self._has_memory:
@@ -296,6 +303,8 @@ class Checkpointer:
         self._measured = self._measured.with_more(metrics)
         self._seen |= metrics.keys()
         self._progress = Progress(p.step, p.epoch + 1, 0, NO_METRICS, p.path)
+        for position in self._positions:
+            position.end_epoch()
         self._decide(EventKind.EPOCH_END, p.epoch)
         if metrics and any(record.step == p.step for record in self._run.ledger.records):
             self._run.ledger = self._run.ledger.measured(p.step, dict(self._measured))
@@ -452,7 +461,14 @@ class Checkpointer:
         )
         state, excluded = self._captured()
         snapshot = Snapshot(
-            event.step, event.epoch, event.position, metrics, decision.reasons, pinned, excluded=excluded
+            event.step,
+            event.epoch,
+            event.position,
+            metrics,
+            decision.reasons,
+            pinned,
+            excluded=excluded,
+            inexact=self._inexact(),
         )
         proposed = self._run.ledger.propose(
             self._run.candidate(snapshot, name),
@@ -468,9 +484,20 @@ class Checkpointer:
         self._has_saved, self._last_path = True, self.directory / name
         return has_ended
 
+    def _inexact(self) -> dict[str, str]:
+        """Return what cannot be put back exactly, and warn of it once, hours before it is needed."""
+        found = entries.inexact(self._state)
+        if found and not self._is_told_of_inexact:
+            self._is_told_of_inexact = True
+            lines = "\n".join(told_of_inexact(found))
+            warn(
+                f"a run that is resumed will not go on exactly where it was, because of what state= holds:\n{lines}", 5
+            )
+        return found
+
     def _captured(self) -> tuple[dict[str, Any], dict[str, str]]:
         """Return what is to be saved, and what is left out of it."""
-        state: dict[str, Any] = {entry: restoring.state_of(target) for entry, target in self._state.items()}
+        state = entries.state_of(self._state)
         excluded: dict[str, str] = {}
         for entry, target in self._state.items():
             if self._excluder is not None and isinstance(target, torch.nn.Module):
@@ -583,4 +610,3 @@ def _check_state(state: Mapping[str, object]) -> None:
         raise ConfigurationError("state= must map names to live objects: state={'model': model}.")
     if OWN_ENTRY in state:
         raise ConfigurationError(f"state= has an entry {OWN_ENTRY!r}, a name that is Safepoint's own: rename it.")
-    restoring.check_restorable(state)
