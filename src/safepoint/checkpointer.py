@@ -14,8 +14,8 @@ from typing import Any, Self
 
 import torch
 
+from safepoint import flaws, schedule
 from safepoint import restore as restoring
-from safepoint import schedule
 from safepoint.catalog import Catalog, best_of
 from safepoint.claim import told_of_the_living
 from safepoint.deferral import Live
@@ -108,6 +108,7 @@ class Checkpointer:
         self._seen: set[str] = set()
         self._protected: dict[Path, str] = {}
         self._alone = False
+        self._interrupted = ""
         self._has_saved = False
         self._last_path = self.directory
         self._is_told_of_ranks = False
@@ -130,6 +131,7 @@ class Checkpointer:
         try:
             try:
                 if not self._closed:
+                    self._interrupted = flaws.interrupted_update(error)
                     self._decide(EventKind.EXCEPTION, self._running_epoch(), cause=type(error).__name__)
             finally:
                 self._finish()
@@ -141,8 +143,9 @@ class Checkpointer:
 
         Of those in the directory itself: what lies below it is another run's, or somebody's copy.
 
-        Checkpoints that do not verify are skipped with a warning that says why, and are left where they are. The run
-        goes on under its old identity: the checkpoints that it wrote before count for ``keep`` again.
+        Checkpoints that do not verify are skipped with a warning that says why, and are left where they are; so are
+        those that were saved at an exception, with a flaw (``Record.flaw``). The run goes on under its old identity:
+        the checkpoints that it wrote before count for ``keep`` again.
 
         Nothing is changed before the state has been found to fit. Then the file is read once, and verified on its way
         into the tensors that are there; damage found on the way is made good by the next older checkpoint.
@@ -153,8 +156,8 @@ class Checkpointer:
 
         Raises:
             RunAliveError: another living process saves as the run to go on with. It was waited for, for some seconds.
-            RestoreError: there are checkpoints and none verifies; says what was tried. If it says so, the objects in
-                ``state`` may hold parts of a damaged one, and must not be used.
+            RestoreError: there are checkpoints, and none verifies that has no flaw; says what was tried. If it says so,
+                the objects in ``state`` may hold parts of a damaged one, and must not be used.
             StateMismatchError: the newest sound one is of another model or optimizer; nothing was restored, unless it
                 says that the objects may hold parts of it.
             CheckpointError: it needs a class that is neither safe nor in ``trust``, or cannot be built.
@@ -285,12 +288,14 @@ class Checkpointer:
         return tuple(self._stats)
 
     def latest(self) -> Record | None:
-        """Return the durable checkpoint that was saved last, or ``None``."""
-        records = self.records()
-        return records[-1] if records else None
+        """Return the durable checkpoint without a flaw that was saved last, at an exception or not, or ``None``."""
+        return next((record for record in reversed(self.records()) if not record.flaw), None)
 
     def best(self, metric: str, mode: Mode = "min") -> Record | None:
-        """Return the durable checkpoint with the best ``metric``, the earlier of equals; ``None`` if none has it."""
+        """Return the durable checkpoint with the best ``metric``, the earlier of equals; ``None`` if none has it.
+
+        One that was saved at an exception is never the best.
+        """
         return best_of(self.records(), metric, mode)
 
     def _decide(self, kind: EventKind, epoch: int, *, cause: str = "", pinned: bool = False) -> None:
@@ -353,14 +358,26 @@ class Checkpointer:
         (stem,) = decision.names
         self._run.miss(self._run.missing())
         self._warn_of_ranks()
-        own = {record.path: record for record in self._run.ledger.records}
-        same_step = {path for path, record in own.items() if record.step == event.step}
+        state, excluded = self._captured()
+        emergency, flaw = self._emergency(event, state)
+        same_step = {
+            record.path
+            for record in self._run.ledger.records
+            if record.step == event.step and (not emergency or (record.emergency and (record.flaw or not flaw)))
+        }
         name = first_free(
             stem, lambda name: self.directory / name not in same_step and self._run.taken(self.directory / name)
         )
-        state, excluded = self._captured()
         snapshot = Snapshot(
-            event.step, event.epoch, event.position, metrics, decision.reasons, pinned, excluded=excluded
+            event.step,
+            event.epoch,
+            event.position,
+            metrics,
+            decision.reasons,
+            pinned,
+            excluded=excluded,
+            emergency=emergency,
+            flaw=flaw,
         )
         proposed = self._run.ledger.propose(
             self._run.candidate(snapshot, name),
@@ -375,6 +392,14 @@ class Checkpointer:
         has_ended = self._run.save(state, snapshot, names, proposed, self._live)
         self._has_saved, self._last_path = True, self.directory / name
         return has_ended
+
+    def _emergency(self, event: Event, state: Mapping[str, Any]) -> tuple[str, str]:
+        """Return which exception the save is for, and what speaks against going on from ``state``; "" for none."""
+        if event.kind is not EventKind.EXCEPTION:
+            return "", ""
+        kinds = (torch.nn.Module, torch.optim.Optimizer)
+        numbers = {entry: state[entry] for entry, target in self._state.items() if isinstance(target, kinds)}
+        return event.cause or "an exception", self._interrupted or flaws.holding_nan(numbers)
 
     def _captured(self) -> tuple[dict[str, Any], dict[str, str]]:
         """Return what is to be saved, and what is left out of it."""

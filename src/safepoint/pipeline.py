@@ -84,7 +84,7 @@ class Snapshot:
     """What to say of a state.
 
     ``position`` is (step, epoch, batch) to go on with, ``None`` where a framework knows; for ``excluded`` see
-    ``Manifest``.
+    ``Manifest``, for ``emergency`` and ``flaw`` see ``Record``.
     """
 
     step: int
@@ -95,6 +95,8 @@ class Snapshot:
     pinned: bool = False
     measured_at: Mapping[str, int] = field(default_factory=dict)
     excluded: Mapping[str, str] = field(default_factory=dict)
+    emergency: str = ""
+    flaw: str = ""
 
 
 @dataclass(slots=True, eq=False)
@@ -162,6 +164,8 @@ class Pipeline:
             pinned=snapshot.pinned,
             run=self.identity,
             measured_at=dict(snapshot.measured_at),
+            emergency=snapshot.emergency,
+            flaw=snapshot.flaw,
         )
 
     def prepare(self, size_bytes: int, *, at_most: int | None) -> None:
@@ -422,6 +426,8 @@ class Pipeline:
             history=encoded_history(history, self.directory),
             measured_at=dict(record.measured_at),
             excluded=dict(snapshot.excluded),
+            emergency=record.emergency,
+            flaw=record.flaw,
         )
 
 

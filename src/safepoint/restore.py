@@ -90,15 +90,19 @@ def restore_newest(
     Raises:
         RunAliveError: ``claim`` has raised it.
         ConfigurationError: ``trust`` is no list of classes and functions.
-        RestoreError: there are checkpoints and none verifies; says what was tried.
+        RestoreError: there are checkpoints, and none verifies that has no flaw; says what was tried.
         StateMismatchError: the newest sound one is of another model or optimizer; says which keys differ.
         CheckpointError: it holds what cannot be loaded safely.
 
     """
     skipped: dict[Path, str] = {}
+    flawed: dict[Path, str] = {}
     is_torn = False
     trusted = loading.checked_trust(trust)
     for record in reversed(catalog.records):
+        if record.flaw:
+            flawed[record.path] = told_of_flaw(record)
+            continue
         try:
             if record.run != catalog.records[-1].run:
                 claim(record)
@@ -109,22 +113,34 @@ def restore_newest(
             is_torn = is_torn or error.is_torn
             continue
         except (StateMismatchError, CheckpointError, RunAliveError) as error:
-            _warn_of(skipped, catalog)
+            _warn_of(skipped, flawed, catalog)
             if is_torn:
                 raise type(error)(f"{error} {_TORN}") from error
             raise
-        _warn_of(skipped, catalog)
+        _warn_of(skipped, flawed, catalog)
         restored = Restored(record, progress, state.pop(own), skipped)
         _put_back(objects, state, record.path)
         return restored
     skipped |= catalog.unreadable
-    if skipped:
-        tried = "\n".join(f"  {path}: {problem}" for path, problem in skipped.items())
-        remedy = "Give another directory, or move these files away to start afresh."
-        raise RestoreError(
-            f"no checkpoint in {directory} verifies; tried:\n{tried}\n{remedy}{f' {_TORN}' if is_torn else ''}"
-        )
+    if skipped or flawed:
+        raise RestoreError(f"{told_of_none(directory, skipped, flawed)}{f' {_TORN}' if is_torn else ''}")
     return None
+
+
+def told_of_flaw(record: Record) -> str:
+    """Say why the sound checkpoint of ``record`` is not gone on from."""
+    return f"it was saved at an exception ({record.emergency}), and {record.flaw}"
+
+
+def told_of_none(
+    directory: Path, skipped: Mapping[Path, str], flawed: Mapping[Path, str], *, another: str = "directory"
+) -> str:
+    """Say that no checkpoint in ``directory`` can be gone on from: those ``skipped`` as damaged, and the ``flawed``."""
+    tried = "\n".join(f"  {path}: {problem}" for path, problem in {**skipped, **flawed}.items())
+    none = "can be gone on from" if flawed else "verifies"
+    anyway = " safepoint.load() reads those that were saved at an exception." if flawed else ""
+    remedy = f"Give another {another}, or move these files away to start afresh."
+    return f"no checkpoint in {directory} {none}; tried:\n{tried}\n{remedy}{anyway}"
 
 
 class _UnsoundError(Exception):
@@ -244,8 +260,10 @@ def _check(checkpoint: Opened) -> None:
         raise _UnsoundError("; ".join(problems))
 
 
-def _warn_of(skipped: Mapping[Path, str], catalog: Catalog) -> None:
-    """Warn of what may be newer than what is restored: what did not verify, and what does not even tell its age."""
+def _warn_of(skipped: Mapping[Path, str], flawed: Mapping[Path, str], catalog: Catalog) -> None:
+    """Warn of what may be newer than what is restored: did not verify, has a flaw, or does not even tell its age."""
+    for path, problem in flawed.items():
+        warn(f"{path} is not gone on from: {problem}. safepoint.load() reads it.", stacklevel=4)
     ageless = {path: problem for path, problem in catalog.unreadable.items() if path not in catalog.foreign}
     for path, problem in {**skipped, **ageless}.items():
         warn(f"{path} was skipped and left alone: {problem}", stacklevel=4)
