@@ -133,7 +133,7 @@ class Saving:
     _told: set[str]
 
     def _save(self, trainer: Any, reason: str, *, last: bool, top_k: bool = True) -> None:
-        """Save if the checkpoint holds a place among the top k; refresh ``last`` then, or, with ``last``, in any case."""
+        """Save if the checkpoint holds a place among the top k; refresh ``last`` then, or with ``last`` in any case."""
         share = trainer.strategy.broadcast
         moment = self._moment(trainer, reason)
         moment = replace(moment, metrics=share(moment.metrics))
