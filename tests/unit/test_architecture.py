@@ -41,7 +41,7 @@ LEVELS = (
     ("schedule", "ledger", "measured", "grace"),
     ("state",),
     ("stores", "signals", "transfer", "capture", "randomness", "loaders", "data", "ranks", "reader"),
-    ("frozen", "excluded", "sealing"),
+    ("frozen", "excluded", "sealing", "flaws"),
     (
         "lighter",
         "deferral",
@@ -86,6 +86,7 @@ TORCH = {
     "checkpointer",
     "deferral",
     "excluded",
+    "flaws",
     "frozen",
     "lighter",
     "staging",
