@@ -15,13 +15,21 @@ from typing import Any, Self
 
 import torch
 
-from safepoint import grace, loading, origin, schedule, source
+from safepoint import entries, flaws, grace, loading, origin, schedule, source
 from safepoint import restore as restoring
 from safepoint.announce import announce
 from safepoint.catalog import Catalog, best_of
 from safepoint.claim import told_of_the_living
 from safepoint.deferral import Live
-from safepoint.errors import ConfigurationError, MissingMetricError, Preempted, SaveError, plain, warn
+from safepoint.errors import (
+    ConfigurationError,
+    MissingMetricError,
+    Preempted,
+    SaveError,
+    StateMismatchError,
+    plain,
+    warn,
+)
 from safepoint.excluded import Excluder
 from safepoint.keep import Mode, PreservationPolicy
 from safepoint.ledger import Ledger
@@ -34,7 +42,7 @@ from safepoint.pipeline import OnError, Options, Pipeline, Snapshot, Staging
 from safepoint.randomness import rng_state, set_rng_state
 from safepoint.ranks import rank, world_size
 from safepoint.records import NO_METRICS, Event, EventKind, Progress, Record, Save, SaveStats
-from safepoint.report import RestoreReport
+from safepoint.report import RestoreReport, told_of_inexact
 from safepoint.requests import REQUEST_NAME, Requests
 from safepoint.restore import Candidates, Restored
 from safepoint.run import Run, Settled
@@ -112,7 +120,8 @@ class Checkpointer:
         self.directory = Path(os.path.abspath(os.path.expanduser(directory)))
         check_directory(self.directory, owner="directory")
         self._source = None if resume_from is None else _source(resume_from, self.directory)
-        self._state = dict(state)
+        self._state = entries.adapted(state)
+        self._positions = entries.positions(self._state)
         self._live = _live(self._state)
         self._excluder = Excluder() if exclude_frozen else None
         self._save_policy = save
@@ -126,9 +135,12 @@ class Checkpointer:
         self._seen: set[str] = set()
         self._protected: dict[Path, str] = {}
         self._alone = False
+        self._unwinding = ""
+        self._interrupted = ""
         self._has_saved = False
         self._last_path = self.directory
         self._is_told_of_ranks = False
+        self._is_told_of_inexact = False
         self._has_memory = False
         self._stats: deque[SaveStats] = deque(maxlen=_STATS_LIMIT)
         self._closed = False
@@ -149,10 +161,12 @@ class Checkpointer:
             return
         try:
             try:
-                if not self._closed and (came := self._end_asked_for()) is not None:
-                    self._saved_before_end(came, self._running_epoch())
-                if not self._closed and self._preempted is None:
-                    self._decide(EventKind.EXCEPTION, self._running_epoch(), cause=type(error).__name__)
+                if not self._closed:
+                    self._unwinding, self._interrupted = type(error).__name__, flaws.interrupted_update(error)
+                    if (came := self._end_asked_for()) is not None:
+                        self._saved_before_end(came, self._running_epoch())
+                    elif self._preempted is None:
+                        self._decide(EventKind.EXCEPTION, self._running_epoch(), cause=self._unwinding)
             finally:
                 self._finish()
         except Exception as late:  # noqa: BLE001 - the error that is on its way must come out, not this one
@@ -173,8 +187,9 @@ class Checkpointer:
         what ``resume_from=`` means is taken instead; if that is not given, the run starts afresh. Which of these it is,
         is told in a line: in the log, or on standard error where no logging is set up.
 
-        Checkpoints that do not verify are skipped with a warning that says why, and are left where they are. The run
-        goes on under its old identity: the checkpoints that it wrote before count for ``keep`` again.
+        Checkpoints that do not verify are skipped with a warning that says why, and are left where they are; so are
+        those that were saved at an exception, with a flaw (``Record.flaw``). The run goes on under its old identity:
+        the checkpoints that it wrote before count for ``keep`` again.
 
         Nothing is changed before the state has been found to fit. Then the file is read once, and verified on its way
         into the tensors that are there; damage found on the way is made good by the next older checkpoint. Keys of
@@ -195,8 +210,8 @@ class Checkpointer:
 
         Raises:
             RunAliveError: another living process saves as the run to go on with. It was waited for, for some seconds.
-            RestoreError: there are checkpoints and none verifies; says what was tried. If it says so, the objects in
-                ``state`` may hold parts of a damaged one, and must not be used.
+            RestoreError: there are checkpoints, and none verifies that has no flaw; says what was tried. If it says so,
+                the objects in ``state`` may hold parts of a damaged one, and must not be used.
             StateMismatchError: the newest sound one is of another model or optimizer, or cannot be gone on from exactly
                 although ``strict=True``; nothing was restored, unless it says that the objects may hold parts of it.
             CheckpointError: it needs a class that is neither safe nor in ``trust``, or cannot be built; or what
@@ -214,6 +229,9 @@ class Checkpointer:
             checked_rename(rename),
         )
         loading.checked_trust(trust)
+        if wanted.strict and (lost := entries.inexact(self._state)):
+            lines = "\n".join(told_of_inexact(lost))
+            raise StateMismatchError(f"state= holds what cannot be put back exactly, and strict=True:\n{lines}")
         self.wait()
         if self._source is None and not wanted.whole:
             restored = self._warm_start(Candidates.newest_first(Catalog.of(self.directory, below=False)), wanted, trust)
@@ -286,6 +304,8 @@ class Checkpointer:
         self._check_open()
         p = self._progress
         self._progress = Progress(p.step + 1, p.epoch, p.batch + 1, NO_METRICS, p.path)
+        for position in self._positions:
+            position.mark()
         self._measured = Measured(metrics)
         self._seen |= metrics.keys()
         if not self._has_memory:
@@ -308,6 +328,8 @@ class Checkpointer:
         self._measured = self._measured.with_more(metrics)
         self._seen |= metrics.keys()
         self._progress = Progress(p.step, p.epoch + 1, 0, NO_METRICS, p.path)
+        for position in self._positions:
+            position.end_epoch()
         self._decide(EventKind.EPOCH_END, p.epoch)
         if metrics and any(record.step == p.step for record in self._run.ledger.records):
             self._run.ledger = self._run.ledger.measured(p.step, dict(self._measured))
@@ -398,12 +420,14 @@ class Checkpointer:
         return tuple(self._stats)
 
     def latest(self) -> Record | None:
-        """Return the durable checkpoint that was saved last, or ``None``."""
-        records = self.records()
-        return records[-1] if records else None
+        """Return the durable checkpoint without a flaw that was saved last, at an exception or not, or ``None``."""
+        return next((record for record in reversed(self.records()) if not record.flaw), None)
 
     def best(self, metric: str, mode: Mode = "min") -> Record | None:
-        """Return the durable checkpoint with the best ``metric``, the earlier of equals; ``None`` if none has it."""
+        """Return the durable checkpoint with the best ``metric``, the earlier of equals; ``None`` if none has it.
+
+        One that was saved at an exception is never the best.
+        """
         return best_of(self.records(), metric, mode)
 
     def _decide(self, kind: EventKind, epoch: int, *, cause: str = "", pinned: bool = False) -> None:
@@ -431,7 +455,7 @@ class Checkpointer:
             step_s, self._step_ended_s = now - self._step_ended_s, now
         elif kind in _FILENAMES:  # a name without metrics: some may not be measured yet
             template = _FILENAMES[kind]
-        if kind is EventKind.EXCEPTION:  # what was measured may be of other weights than the exception leaves
+        if self._unwinding:  # what was measured may be of other weights than the exception leaves
             metrics = Measured({})
         event = Event(kind, p.step, epoch, (p.step, p.epoch, p.batch), now, step_s, metrics, cause=cause)
         state, decision = schedule.decide(self._save_policy, self._schedule, event, (template,))
@@ -506,12 +530,16 @@ class Checkpointer:
         (stem,) = decision.names
         self._run.miss(self._run.missing())
         self._warn_of_ranks()
-        own = {record.path: record for record in self._run.ledger.records}
-        same_step = {path for path, record in own.items() if record.step == event.step}
+        state, excluded = self._captured()
+        emergency, flaw = self._emergency(state)
+        same_step = {
+            record.path
+            for record in self._run.ledger.records
+            if record.step == event.step and (not emergency or (record.emergency and (record.flaw or not flaw)))
+        }
         name = first_free(
             stem, lambda name: self.directory / name not in same_step and self._run.taken(self.directory / name)
         )
-        state, excluded = self._captured()
         came = self._preempted if event.kind is EventKind.PREEMPTION else None
         lightened = Lightened() if came is None else self._lightened(state, came)
         snapshot = Snapshot(
@@ -522,13 +550,15 @@ class Checkpointer:
             decision.reasons + tuple(f"{entry}: {why}" for entry, why in lightened.inexact.items()),
             pinned,
             excluded=excluded | lightened.excluded,
-            inexact=lightened.inexact,
+            inexact=self._inexact() | lightened.inexact,
+            emergency=emergency,
+            flaw=flaw,
         )
-        is_whole = not lightened.inexact  # else nothing goes for it
+        is_whole, held = not lightened.inexact, (record.path for record in self._run.ledger.records)
         proposed = self._run.ledger.propose(
             self._run.candidate(snapshot, name),
             self._keep_policy,
-            protected=self._protected if is_whole else dict.fromkeys(own, f"{name} is not as whole"),
+            protected=self._protected if is_whole else dict.fromkeys(held, f"{name} is not as whole"),
             superseded=dict.fromkeys(
                 same_step - {self.directory / name} if is_whole else (),
                 f"superseded by {name}, saved later at the same step",
@@ -540,9 +570,28 @@ class Checkpointer:
         self._has_saved, self._last_path = True, self.directory / name
         return has_ended
 
+    def _inexact(self) -> dict[str, str]:
+        """Return what cannot be put back exactly, and warn of it once, hours before it is needed."""
+        found = entries.inexact(self._state)
+        if found and not self._is_told_of_inexact:
+            self._is_told_of_inexact = True
+            lines = "\n".join(told_of_inexact(found))
+            warn(
+                f"a run that is resumed will not go on exactly where it was, because of what state= holds:\n{lines}", 5
+            )
+        return found
+
+    def _emergency(self, state: Mapping[str, Any]) -> tuple[str, str]:
+        """Return which exception the save is for, and what speaks against going on from ``state``; "" for none."""
+        if not self._unwinding:
+            return "", ""
+        kinds = (torch.nn.Module, torch.optim.Optimizer)
+        numbers = {entry: state[entry] for entry, target in self._state.items() if isinstance(target, kinds)}
+        return self._unwinding, self._interrupted or flaws.holding_nan(numbers)
+
     def _captured(self) -> tuple[dict[str, Any], dict[str, str]]:
         """Return what is to be saved, and what is left out of it."""
-        state: dict[str, Any] = {entry: restoring.state_of(target) for entry, target in self._state.items()}
+        state = entries.state_of(self._state)
         excluded: dict[str, str] = {}
         for entry, target in self._state.items():
             if self._excluder is not None and isinstance(target, torch.nn.Module):
@@ -671,4 +720,3 @@ def _check_state(state: Mapping[str, object]) -> None:
         raise ConfigurationError("state= must map names to live objects: state={'model': model}.")
     if OWN_ENTRY in state:
         raise ConfigurationError(f"state= has an entry {OWN_ENTRY!r}, a name that is Safepoint's own: rename it.")
-    restoring.check_restorable(state)
