@@ -22,6 +22,7 @@ import torch
 from torch.utils.data import DataLoader, IterableDataset
 
 from safepoint.randomness import has_rng_state, rng_state, set_rng_state
+from safepoint.workers import begun
 
 _MOST = 1 << 48
 _MOST_GENERATORS = 4
@@ -348,7 +349,7 @@ def _followed(base: type[Any]) -> type[Any]:
     class Followed(base):  # type: ignore[misc]
         def __iter__(self) -> Iterator[Any]:
             position: Position | None = vars(self)[_POSITION]()
-            begin: Begin = super().__iter__
+            begin: Begin = functools.partial(begun, super().__iter__)
             return begin() if position is None else position.iterate(begin)
 
     return _named_like(base, Followed)
