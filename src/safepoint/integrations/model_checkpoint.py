@@ -29,6 +29,7 @@ from safepoint.integrations.vanguard import vanguard
 from safepoint.ledger import Ledger
 from safepoint.pipeline import OnError, Options, Staging
 from safepoint.records import EventKind
+from safepoint.requests import Requests
 from safepoint.run import Run
 from safepoint.staging import image_bytes
 from safepoint.stores.local import check_directory
@@ -128,6 +129,7 @@ class ModelCheckpointBody(Deciding):
         self._has_validated = False
         self._told: set[str] = set()
         self._has_memory = False
+        self._asked, self._looked_at, self._steps_looked_at = Requests(Path()), 0, 0
         self._vanguard: Any = None
         self._validated_at = -1
         self._validation_metrics: frozenset[str] = frozenset()
@@ -159,6 +161,7 @@ class ModelCheckpointBody(Deciding):
             self._exchange.claims.clear()
         if self._run is None:
             self._has_memory = False
+            self._asked, self._looked_at, self._steps_looked_at = Requests(directory), trainer.global_step, 0
             self._run = self._joined(directory, claims=stage == "fit" and trainer.is_global_zero)
             if stage == "fit" and self._options.staging == "deferred":
                 self._vanguard = vanguard(self.framework.callback, self._run.pipeline.hold_back)
@@ -173,10 +176,11 @@ class ModelCheckpointBody(Deciding):
         self._exchange.claims.clear()
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:  # noqa: ARG002
-        """Save if ``every_n_train_steps`` or ``train_time_interval`` is due."""
+        """Save if ``every_n_train_steps`` or ``train_time_interval`` is due, or somebody asks for it."""
         if not self._has_memory and trainer.global_step:
             self._prepare_memory(trainer)
         self._at_step(trainer)
+        self._at_request(trainer)
         if self._exchange.requests:
             self._write_requests(trainer, "on_train_batch_end", trains_on=ahead.trains_on(trainer, batch_idx))
 
