@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 import time
 from collections import deque
 from collections.abc import Iterable, Mapping
@@ -14,16 +15,25 @@ from typing import Any, Self
 
 import torch
 
-from safepoint import loading, origin, schedule, source
+from safepoint import entries, grace, loading, origin, schedule, source
 from safepoint import restore as restoring
 from safepoint.announce import announce
 from safepoint.catalog import Catalog, best_of
 from safepoint.claim import told_of_the_living
 from safepoint.deferral import Live
-from safepoint.errors import ConfigurationError, MissingMetricError, SaveError, plain, warn
+from safepoint.errors import (
+    ConfigurationError,
+    MissingMetricError,
+    Preempted,
+    SaveError,
+    StateMismatchError,
+    plain,
+    warn,
+)
 from safepoint.excluded import Excluder
 from safepoint.keep import Mode, PreservationPolicy
 from safepoint.ledger import Ledger
+from safepoint.lighter import Lightened, lighten, parts_of, size_of
 from safepoint.loading import Trust
 from safepoint.measured import Measured
 from safepoint.naming import EXTENSION, check_template, first_free
@@ -32,10 +42,10 @@ from safepoint.pipeline import OnError, Options, Pipeline, Snapshot, Staging
 from safepoint.randomness import rng_state, set_rng_state
 from safepoint.ranks import rank, world_size
 from safepoint.records import NO_METRICS, Event, EventKind, Progress, Record, Save, SaveStats
-from safepoint.report import RestoreReport
+from safepoint.report import RestoreReport, told_of_inexact
 from safepoint.restore import Candidates, Restored
 from safepoint.run import Run, Settled
-from safepoint.signals import Signals
+from safepoint.signals import Came, Signals
 from safepoint.source import Source
 from safepoint.staging import image_bytes
 from safepoint.stores.local import check_directory
@@ -50,7 +60,7 @@ OWN_ENTRY = "safepoint"
 
 
 _STATS_LIMIT = 10_000
-_EXCEPTION_FILENAME = "{epoch}-{step}-exception"
+_FILENAMES = {EventKind.EXCEPTION: "{epoch}-{step}-exception", EventKind.PREEMPTION: "{epoch}-{step}-preempted"}
 
 
 class Checkpointer:
@@ -109,7 +119,8 @@ class Checkpointer:
         self.directory = Path(os.path.abspath(os.path.expanduser(directory)))
         check_directory(self.directory, owner="directory")
         self._source = None if resume_from is None else _source(resume_from, self.directory)
-        self._state = dict(state)
+        self._state = entries.adapted(state)
+        self._positions = entries.positions(self._state)
         self._live = _live(self._state)
         self._excluder = Excluder() if exclude_frozen else None
         self._save_policy = save
@@ -126,10 +137,12 @@ class Checkpointer:
         self._has_saved = False
         self._last_path = self.directory
         self._is_told_of_ranks = False
+        self._is_told_of_inexact = False
         self._has_memory = False
         self._stats: deque[SaveStats] = deque(maxlen=_STATS_LIMIT)
         self._closed = False
-        self._signals = Signals(save.signals) if save.signals else None
+        self._preempted: Came | None = None
+        self._signals = Signals(save.signals, save.endings) if save.signals or save.endings else None
 
     def __enter__(self) -> Self:
         """Return the checkpointer itself."""
@@ -144,7 +157,9 @@ class Checkpointer:
             return
         try:
             try:
-                if not self._closed:
+                if not self._closed and (came := self._end_asked_for()) is not None:
+                    self._saved_before_end(came, self._running_epoch())
+                if not self._closed and self._preempted is None:
                     self._decide(EventKind.EXCEPTION, self._running_epoch(), cause=type(error).__name__)
             finally:
                 self._finish()
@@ -207,6 +222,9 @@ class Checkpointer:
             checked_rename(rename),
         )
         loading.checked_trust(trust)
+        if wanted.strict and (lost := entries.inexact(self._state)):
+            lines = "\n".join(told_of_inexact(lost))
+            raise StateMismatchError(f"state= holds what cannot be put back exactly, and strict=True:\n{lines}")
         self.wait()
         if self._source is None and not wanted.whole:
             restored = self._warm_start(Candidates.newest_first(Catalog.of(self.directory, below=False)), wanted, trust)
@@ -271,10 +289,16 @@ class Checkpointer:
         """Count one optimizer step and save if that is due; call it once after each ``optimizer.step()``.
 
         ``metrics`` are numbers or one-element tensors measured at this step; they are read only if a save is due.
+
+        Raises:
+            Preempted: a signal of ``when.preempted()`` has come; this step is saved, and everything durable.
+
         """
         self._check_open()
         p = self._progress
         self._progress = Progress(p.step + 1, p.epoch, p.batch + 1, NO_METRICS, p.path)
+        for position in self._positions:
+            position.mark()
         self._measured = Measured(metrics)
         self._seen |= metrics.keys()
         if not self._has_memory:
@@ -289,6 +313,7 @@ class Checkpointer:
 
         Raises:
             MissingMetricError: a save is due and ``keep`` ranks by a metric that was not passed so far.
+            Preempted: see ``step``.
 
         """
         self._check_open()
@@ -296,6 +321,8 @@ class Checkpointer:
         self._measured = self._measured.with_more(metrics)
         self._seen |= metrics.keys()
         self._progress = Progress(p.step, p.epoch + 1, 0, NO_METRICS, p.path)
+        for position in self._positions:
+            position.end_epoch()
         self._decide(EventKind.EPOCH_END, p.epoch)
         if metrics and any(record.step == p.step for record in self._run.ledger.records):
             self._run.ledger = self._run.ledger.measured(p.step, dict(self._measured))
@@ -349,14 +376,23 @@ class Checkpointer:
 
         Raises:
             MissingMetricError: ``keep`` ranks by a metric that was never passed; everything is saved all the same.
+            Preempted: see ``step``.
 
         """
         if self._closed:
             return
+        epoch = self._running_epoch()
         try:
-            self._decide(EventKind.TRAIN_END, self._running_epoch())
+            self._decide(EventKind.TRAIN_END, epoch)
+            self.wait()
         finally:
-            self._finish()
+            try:
+                if (came := self._end_asked_for()) is not None:
+                    raise self._saved_before_end(came, epoch)
+            finally:
+                self._finish()
+        if (came := self._end_asked_for()) is not None:  # while the threads were ending
+            raise self._ended_by(came)
         if self._has_saved:
             self._check_ranked_by(())
 
@@ -408,8 +444,10 @@ class Checkpointer:
         step_s, template, metrics = 0.0, self._filename, self._measured
         if kind is EventKind.STEP:
             step_s, self._step_ended_s = now - self._step_ended_s, now
-        elif kind is EventKind.EXCEPTION:  # what was measured may be of other weights than the exception leaves
-            template, metrics = _EXCEPTION_FILENAME, Measured({})
+        elif kind in _FILENAMES:  # a name without metrics: some may not be measured yet
+            template = _FILENAMES[kind]
+        if kind is EventKind.EXCEPTION:  # what was measured may be of other weights than the exception leaves
+            metrics = Measured({})
         event = Event(kind, p.step, epoch, (p.step, p.epoch, p.batch), now, step_s, metrics, cause=cause)
         state, decision = schedule.decide(self._save_policy, self._schedule, event, (template,))
         if not isinstance(decision, Save):
@@ -419,8 +457,46 @@ class Checkpointer:
         return has_ended
 
     def _answer_signal(self, epoch: int) -> None:
-        if self._signals is not None and (name := self._signals.take()):
-            self._decide(EventKind.SIGNAL, epoch, cause=name)
+        came = None if self._signals is None else self._signals.take()
+        if came is None:
+            return
+        if came.grace_s is None:
+            self._decide(EventKind.SIGNAL, epoch, cause=came.name)
+        else:
+            late = sys.exception()
+            raise self._saved_before_end(came, epoch, late if isinstance(late, SaveError) else None)
+
+    def _end_asked_for(self) -> Came | None:
+        """Return the signal that has come to end the run, if one has."""
+        came = None if self._signals is None else self._signals.take()
+        return None if came is None or came.grace_s is None else came
+
+    def _saved_before_end(self, came: Came, epoch: int, failure: Exception | None = None) -> Preempted:
+        """Save unless this step is saved, wait until all is durable, and return what ends the process, in any case.
+
+        What failed, ``failure`` included, is logged: the end of a process by SystemExit shows no error.
+        """
+        self._preempted = came
+        for _ in range(2):  # what is on its way may fail yet
+            if failure is not None:
+                logger.error("%s", plain(f"{came.name} has come, and meanwhile: {failure}"))
+            try:
+                self._decide(EventKind.PREEMPTION, epoch, cause=came.name)
+                self.wait()
+            except Exception as error:  # noqa: BLE001 - whatever it is, the process ends
+                failure = error
+            else:
+                break
+        else:
+            logger.error("%s", plain(f"{came.name} has come, and this step could not be saved: {failure}"))
+        return self._ended_by(came)
+
+    def _ended_by(self, came: Came) -> Preempted:
+        p, records = self._progress, self._run.ledger.durable
+        is_saved = self._schedule.secured_position == (p.step, p.epoch, p.batch)
+        ended = Preempted(came.name, records[-1].path if records and is_saved else None)
+        logger.warning("%s", ended)
+        return ended
 
     def _take_in(self, settled: Settled) -> None:
         """Take notice of what became durable, and raise what went wrong."""
@@ -451,15 +527,26 @@ class Checkpointer:
             stem, lambda name: self.directory / name not in same_step and self._run.taken(self.directory / name)
         )
         state, excluded = self._captured()
+        came = self._preempted if event.kind is EventKind.PREEMPTION else None
+        lightened = Lightened() if came is None else self._lightened(state, came)
         snapshot = Snapshot(
-            event.step, event.epoch, event.position, metrics, decision.reasons, pinned, excluded=excluded
+            event.step,
+            event.epoch,
+            event.position,
+            metrics,
+            decision.reasons + tuple(f"{entry}: {why}" for entry, why in lightened.inexact.items()),
+            pinned,
+            excluded=excluded | lightened.excluded,
+            inexact=self._inexact() | lightened.inexact,
         )
+        is_whole = not lightened.inexact  # else nothing goes for it
         proposed = self._run.ledger.propose(
             self._run.candidate(snapshot, name),
             self._keep_policy,
-            protected=self._protected,
+            protected=self._protected if is_whole else dict.fromkeys(own, f"{name} is not as whole"),
             superseded=dict.fromkeys(
-                same_step - {self.directory / name}, f"superseded by {name}, saved later at the same step"
+                same_step - {self.directory / name} if is_whole else (),
+                f"superseded by {name}, saved later at the same step",
             ),
         )
         self._warn_of_other_runs()
@@ -468,9 +555,20 @@ class Checkpointer:
         self._has_saved, self._last_path = True, self.directory / name
         return has_ended
 
+    def _inexact(self) -> dict[str, str]:
+        """Return what cannot be put back exactly, and warn of it once, hours before it is needed."""
+        found = entries.inexact(self._state)
+        if found and not self._is_told_of_inexact:
+            self._is_told_of_inexact = True
+            lines = "\n".join(told_of_inexact(found))
+            warn(
+                f"a run that is resumed will not go on exactly where it was, because of what state= holds:\n{lines}", 5
+            )
+        return found
+
     def _captured(self) -> tuple[dict[str, Any], dict[str, str]]:
         """Return what is to be saved, and what is left out of it."""
-        state: dict[str, Any] = {entry: restoring.state_of(target) for entry, target in self._state.items()}
+        state = entries.state_of(self._state)
         excluded: dict[str, str] = {}
         for entry, target in self._state.items():
             if self._excluder is not None and isinstance(target, torch.nn.Module):
@@ -480,6 +578,20 @@ class Checkpointer:
         if world_size() > 1:
             state[OWN_ENTRY]["world_size"] = world_size()
         return state, excluded
+
+    def _lightened(self, state: dict[str, Any], came: Came) -> Lightened:
+        """Take out of ``state`` what will not be durable in the time that a signal leaves, and log it."""
+        left_s = grace.seconds_left(came.at_s, came.grace_s or 0.0, time.monotonic())
+        byte_s = grace.seconds_per_byte(tuple(self._stats))
+        total_bytes = size_of(state) + self._run.pipeline.pending_bytes
+        going = grace.left_out(parts_of(state, self._state), total_bytes, left_s, byte_s)
+        if not going or byte_s is None:
+            return Lightened()
+        why = f"all of it would take {total_bytes * byte_s:.1f} s, and {came.name} has left {max(left_s, 0):.1f} s"
+        lightened = lighten(state, self._state, going, self._excluder or Excluder(), why)
+        parts = ", ".join(f"{part.kind.name.lower()} {part.entry}" for part in going)
+        logger.warning("%s", plain(f"the last checkpoint is saved without {parts}: {why}."))
+        return lightened
 
     def _check_ranked_by(self, present: Iterable[str]) -> None:
         """Raise if ``keep`` ranks by a metric that was not passed so far; ``present`` are those of this moment."""
@@ -541,9 +653,11 @@ class Checkpointer:
     def _finish(self) -> None:
         if not self._closed:
             self._closed = True
-            if self._signals is not None:
-                self._signals.restore()
-            self._take_in(self._run.close())
+            try:
+                self._take_in(self._run.close())
+            finally:
+                if self._signals is not None:
+                    self._signals.restore()
 
 
 def _live(state: Mapping[str, object]) -> Live:
@@ -583,4 +697,3 @@ def _check_state(state: Mapping[str, object]) -> None:
         raise ConfigurationError("state= must map names to live objects: state={'model': model}.")
     if OWN_ENTRY in state:
         raise ConfigurationError(f"state= has an entry {OWN_ENTRY!r}, a name that is Safepoint's own: rename it.")
-    restoring.check_restorable(state)

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 import torch
 
+from safepoint.entries import changed, difference
 from safepoint.errors import in_line, shortened
 from safepoint.excluded import below, put_in
 from safepoint.in_place import has_own_way, own_ways
@@ -118,10 +119,11 @@ class _Comparison:
             self._look_at_module(name, target, saved)
         elif isinstance(target, torch.optim.Optimizer):
             self._take(name, optimizer_difference(target, saved))
-        elif isinstance(target, dict) and not isinstance(saved, dict):
-            self._take(name, ("", "dict", type(saved).__name__))
         else:
-            self._take(name, None)
+            found = difference(target, saved)
+            self._take(name, found)
+            if found is None and (why := changed(target, saved)) is not None:
+                self._inexact[name] = why
 
     def look_at_parameters(self, name: str, optimizer: torch.optim.Optimizer) -> None:
         """Leave an optimizer alone if a parameter of its is another one than it was: its state would be another's."""
@@ -139,7 +141,7 @@ class _Comparison:
     def report(self, objects: Mapping[str, object]) -> RestoreReport:
         """Return what was found."""
         wanted, restored = self._wanted, set(self._restored)
-        inexact = {
+        inexact = self._inexact | {
             name: why
             for name, why in self._manifest.inexact.items()
             if name in wanted.entries or (wanted.whole and name not in objects)

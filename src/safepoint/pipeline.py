@@ -341,6 +341,11 @@ class Pipeline:
         self._pool.close()
         self._store.let_go()
 
+    @property
+    def pending_bytes(self) -> int:
+        """How many bytes of what is queued are still to be written."""
+        return self._writer.pending_bytes
+
     def has_under_way(self, book: Book) -> bool:
         """Tell whether anything that is queued has a part for ``book``."""
         return any(part.book is book for parts in self._under_way for part in parts)

@@ -34,6 +34,7 @@ class EventKind(enum.Enum):
     TRAIN_END = "train end"
     EXCEPTION = "exception"
     SIGNAL = "signal"
+    PREEMPTION = "preemption"
     REQUEST = "request"
 
 
@@ -44,7 +45,8 @@ class Event(NamedTuple):  # one is made at every step: a named tuple costs a thi
     ended; ``position`` is where a run restored from here would go on: (step, epoch, batch) as in ``Progress``;
     ``time_s`` is a monotonic clock in seconds, read by the caller, and ``step_s`` what the last step took; ``metrics``
     are those that were measured on the weights of this moment. ``awaits`` names what is still to be measured on them:
-    a save that is due waits for it. ``cause`` is the name of the exception's class, or of the signal.
+    a save that is due waits for it. ``cause`` is the name of the exception's class, or of the signal, or says what
+    requests a save, at a step, too.
     """
 
     kind: EventKind

@@ -17,6 +17,7 @@ import torch
 
 from safepoint import loading, reader
 from safepoint.catalog import Catalog
+from safepoint.entries import BEGUN, put_back
 from safepoint.errors import (
     CheckpointError,
     NotACheckpointError,
@@ -48,7 +49,6 @@ _TORN = (
     "you use them."
 )
 _SMALL_BYTES = 64 << 20
-_BEGUN = "The objects in state= may hold parts of it by now: build them anew before you use them."
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,22 +86,6 @@ class Restored:
     progress: Progress
     own: Mapping[str, Any]
     skipped: Mapping[Path, str]
-
-
-def check_restorable(objects: Mapping[str, object]) -> None:
-    """Raise a StateMismatchError if an entry of ``state=`` can neither be saved nor be restored."""
-    for name, target in objects.items():
-        stateful = callable(getattr(target, "state_dict", None)) and callable(getattr(target, "load_state_dict", None))
-        if not stateful and not isinstance(target, dict):
-            raise StateMismatchError(
-                f"state[{name!r}] is a {type(target).__name__}: give an object with state_dict() and "
-                "load_state_dict(), or a dict, which is restored in place."
-            )
-
-
-def state_of(target: object) -> object:
-    """Return what is saved of an entry of ``state=``."""
-    return target if isinstance(target, dict) else target.state_dict()  # type: ignore[attr-defined]
 
 
 def restore_first(
@@ -146,7 +130,7 @@ def restore_first(
         _tell(found, objects, record.path, strict=wanted.strict)
         report = found.fit.report
         for name in report.restored:
-            _load_into(name, objects[name], found.state[name], record.path)
+            put_back(name, objects[name], found.state[name], record.path)
         progress = replace(found.progress if wanted.whole else Progress(path=record.path), report=report)
         return Restored(record, progress, found.own, skipped)
     skipped |= candidates.unreadable
@@ -306,7 +290,7 @@ def _built(checkpoint: Opened, storages: Sequence[torch.UntypedStorage | None], 
     try:
         state: dict[str, Any] = loading.build(checkpoint, storages, "cpu")
     except Exception as error:  # noqa: BLE001
-        raise CheckpointError(f"{path} is sound, and its state cannot be built: {error}. {_BEGUN}") from cause(error)
+        raise CheckpointError(f"{path} is sound, and its state cannot be built: {error}. {BEGUN}") from cause(error)
     return state
 
 
@@ -320,15 +304,3 @@ def _warn_of(skipped: Mapping[Path, str], ageless: Mapping[Path, str]) -> None:
     """Warn of what may be newer than what is restored: what did not verify, and what does not even tell its age."""
     for path, problem in {**skipped, **ageless}.items():
         warn(f"{path} was skipped and left alone: {problem}", stacklevel=4)
-
-
-def _load_into(name: str, target: Any, saved: Any, path: Path) -> None:
-    if isinstance(target, dict):
-        target.clear()
-        target.update(saved)
-        return
-    try:
-        target.load_state_dict(saved)
-    except Exception as error:  # noqa: BLE001 - and so does an object
-        problem = f"{path}: state[{name!r}] refuses what was saved of it: {error}. {_BEGUN}"
-        raise StateMismatchError(problem) from cause(error)
