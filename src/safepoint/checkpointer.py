@@ -15,7 +15,7 @@ from typing import Any, Self
 
 import torch
 
-from safepoint import entries, grace, loading, origin, schedule, source
+from safepoint import entries, flaws, grace, loading, origin, schedule, source
 from safepoint import restore as restoring
 from safepoint.announce import announce
 from safepoint.catalog import Catalog, best_of
@@ -43,6 +43,7 @@ from safepoint.randomness import rng_state, set_rng_state
 from safepoint.ranks import rank, world_size
 from safepoint.records import NO_METRICS, Event, EventKind, Progress, Record, Save, SaveStats
 from safepoint.report import RestoreReport, told_of_inexact
+from safepoint.requests import REQUEST_NAME, Requests
 from safepoint.restore import Candidates, Restored
 from safepoint.run import Run, Settled
 from safepoint.signals import Came, Signals
@@ -134,6 +135,7 @@ class Checkpointer:
         self._seen: set[str] = set()
         self._protected: dict[Path, str] = {}
         self._alone = False
+        self._interrupted = ""
         self._has_saved = False
         self._last_path = self.directory
         self._is_told_of_ranks = False
@@ -142,6 +144,7 @@ class Checkpointer:
         self._stats: deque[SaveStats] = deque(maxlen=_STATS_LIMIT)
         self._closed = False
         self._preempted: Came | None = None
+        self._requests = Requests(self.directory)
         self._signals = Signals(save.signals, save.endings) if save.signals or save.endings else None
 
     def __enter__(self) -> Self:
@@ -160,6 +163,7 @@ class Checkpointer:
                 if not self._closed and (came := self._end_asked_for()) is not None:
                     self._saved_before_end(came, self._running_epoch())
                 if not self._closed and self._preempted is None:
+                    self._interrupted = flaws.interrupted_update(error)
                     self._decide(EventKind.EXCEPTION, self._running_epoch(), cause=type(error).__name__)
             finally:
                 self._finish()
@@ -181,8 +185,9 @@ class Checkpointer:
         what ``resume_from=`` means is taken instead; if that is not given, the run starts afresh. Which of these it is,
         is told in a line: in the log, or on standard error where no logging is set up.
 
-        Checkpoints that do not verify are skipped with a warning that says why, and are left where they are. The run
-        goes on under its old identity: the checkpoints that it wrote before count for ``keep`` again.
+        Checkpoints that do not verify are skipped with a warning that says why, and are left where they are; so are
+        those that were saved at an exception, with a flaw (``Record.flaw``). The run goes on under its old identity:
+        the checkpoints that it wrote before count for ``keep`` again.
 
         Nothing is changed before the state has been found to fit. Then the file is read once, and verified on its way
         into the tensors that are there; damage found on the way is made good by the next older checkpoint. Keys of
@@ -203,8 +208,8 @@ class Checkpointer:
 
         Raises:
             RunAliveError: another living process saves as the run to go on with. It was waited for, for some seconds.
-            RestoreError: there are checkpoints and none verifies; says what was tried. If it says so, the objects in
-                ``state`` may hold parts of a damaged one, and must not be used.
+            RestoreError: there are checkpoints, and none verifies that has no flaw; says what was tried. If it says so,
+                the objects in ``state`` may hold parts of a damaged one, and must not be used.
             StateMismatchError: the newest sound one is of another model or optimizer, or cannot be gone on from exactly
                 although ``strict=True``; nothing was restored, unless it says that the objects may hold parts of it.
             CheckpointError: it needs a class that is neither safe nor in ``trust``, or cannot be built; or what
@@ -304,7 +309,7 @@ class Checkpointer:
         if not self._has_memory:
             self._prepare_memory()
         try:
-            self._decide(EventKind.STEP, p.epoch)
+            self._decide(EventKind.STEP, p.epoch, cause=REQUEST_NAME if self._requests.taken() else "")
         finally:
             self._answer_signal(p.epoch)
 
@@ -413,12 +418,14 @@ class Checkpointer:
         return tuple(self._stats)
 
     def latest(self) -> Record | None:
-        """Return the durable checkpoint that was saved last, or ``None``."""
-        records = self.records()
-        return records[-1] if records else None
+        """Return the durable checkpoint without a flaw that was saved last, at an exception or not, or ``None``."""
+        return next((record for record in reversed(self.records()) if not record.flaw), None)
 
     def best(self, metric: str, mode: Mode = "min") -> Record | None:
-        """Return the durable checkpoint with the best ``metric``, the earlier of equals; ``None`` if none has it."""
+        """Return the durable checkpoint with the best ``metric``, the earlier of equals; ``None`` if none has it.
+
+        One that was saved at an exception is never the best.
+        """
         return best_of(self.records(), metric, mode)
 
     def _decide(self, kind: EventKind, epoch: int, *, cause: str = "", pinned: bool = False) -> None:
@@ -521,12 +528,16 @@ class Checkpointer:
         (stem,) = decision.names
         self._run.miss(self._run.missing())
         self._warn_of_ranks()
-        own = {record.path: record for record in self._run.ledger.records}
-        same_step = {path for path, record in own.items() if record.step == event.step}
+        state, excluded = self._captured()
+        emergency, flaw = self._emergency(event, state)
+        same_step = {
+            record.path
+            for record in self._run.ledger.records
+            if record.step == event.step and (not emergency or (record.emergency and (record.flaw or not flaw)))
+        }
         name = first_free(
             stem, lambda name: self.directory / name not in same_step and self._run.taken(self.directory / name)
         )
-        state, excluded = self._captured()
         came = self._preempted if event.kind is EventKind.PREEMPTION else None
         lightened = Lightened() if came is None else self._lightened(state, came)
         snapshot = Snapshot(
@@ -538,12 +549,14 @@ class Checkpointer:
             pinned,
             excluded=excluded | lightened.excluded,
             inexact=self._inexact() | lightened.inexact,
+            emergency=emergency,
+            flaw=flaw,
         )
-        is_whole = not lightened.inexact  # else nothing goes for it
+        is_whole, held = not lightened.inexact, (record.path for record in self._run.ledger.records)
         proposed = self._run.ledger.propose(
             self._run.candidate(snapshot, name),
             self._keep_policy,
-            protected=self._protected if is_whole else dict.fromkeys(own, f"{name} is not as whole"),
+            protected=self._protected if is_whole else dict.fromkeys(held, f"{name} is not as whole"),
             superseded=dict.fromkeys(
                 same_step - {self.directory / name} if is_whole else (),
                 f"superseded by {name}, saved later at the same step",
@@ -565,6 +578,14 @@ class Checkpointer:
                 f"a run that is resumed will not go on exactly where it was, because of what state= holds:\n{lines}", 5
             )
         return found
+
+    def _emergency(self, event: Event, state: Mapping[str, Any]) -> tuple[str, str]:
+        """Return which exception the save is for, and what speaks against going on from ``state``; "" for none."""
+        if event.kind is not EventKind.EXCEPTION:
+            return "", ""
+        kinds = (torch.nn.Module, torch.optim.Optimizer)
+        numbers = {entry: state[entry] for entry, target in self._state.items() if isinstance(target, kinds)}
+        return event.cause or "an exception", self._interrupted or flaws.holding_nan(numbers)
 
     def _captured(self) -> tuple[dict[str, Any], dict[str, str]]:
         """Return what is to be saved, and what is left out of it."""

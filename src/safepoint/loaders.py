@@ -22,6 +22,7 @@ import torch
 from torch.utils.data import DataLoader, IterableDataset
 
 from safepoint.randomness import has_rng_state, rng_state, set_rng_state
+from safepoint.signals import held_from_children
 
 _MOST = 1 << 48
 _MOST_GENERATORS = 4
@@ -349,7 +350,8 @@ def _followed(base: type[Any]) -> type[Any]:
         def __iter__(self) -> Iterator[Any]:
             position: Position | None = vars(self)[_POSITION]()
             begin: Begin = super().__iter__
-            return begin() if position is None else position.iterate(begin)
+            with held_from_children():  # what ends the run must not end the workers while a step needs them
+                return begin() if position is None else position.iterate(begin)
 
     return _named_like(base, Followed)
 

@@ -103,15 +103,19 @@ def restore_first(
     Raises:
         RunAliveError: ``claim`` has raised it.
         ConfigurationError: ``trust`` is no list of classes and functions.
-        RestoreError: there are checkpoints and none verifies; says what was tried.
+        RestoreError: there are checkpoints, and none verifies that has no flaw; says what was tried.
         StateMismatchError: the first sound one is of another model or optimizer; says which keys differ.
         CheckpointError: it holds what cannot be loaded safely.
 
     """
     skipped: dict[Path, str] = {}
+    flawed: dict[Path, str] = {}
     is_torn = False
     trusted = loading.checked_trust(trust)
     for record in candidates.records:
+        if record.flaw:
+            flawed[record.path] = told_of_flaw(record)
+            continue
         try:
             if claim is not None and record.run != candidates.records[0].run:
                 claim(record)
@@ -122,11 +126,11 @@ def restore_first(
             is_torn = is_torn or error.is_torn
             continue
         except (StateMismatchError, CheckpointError, RunAliveError) as error:
-            _warn_of(skipped, candidates.ageless)
+            _warn_of(skipped, flawed, candidates.ageless)
             if is_torn:
                 raise type(error)(f"{error} {_TORN}") from error
             raise
-        _warn_of(skipped, candidates.ageless)
+        _warn_of(skipped, flawed, candidates.ageless)
         _tell(found, objects, record.path, strict=wanted.strict)
         report = found.fit.report
         for name in report.restored:
@@ -134,11 +138,25 @@ def restore_first(
         progress = replace(found.progress if wanted.whole else Progress(path=record.path), report=report)
         return Restored(record, progress, found.own, skipped)
     skipped |= candidates.unreadable
-    if skipped:
-        tried = "\n".join(f"  {path}: {problem}" for path, problem in skipped.items())
-        remedy = f"Give another directory, or move these files away to start afresh.{f' {_TORN}' if is_torn else ''}"
-        raise RestoreError(f"no checkpoint in {candidates.directory} verifies; tried:\n{tried}\n{remedy}")
+    if skipped or flawed:
+        raise RestoreError(f"{told_of_none(candidates.directory, skipped, flawed)}{f' {_TORN}' if is_torn else ''}")
     return None
+
+
+def told_of_flaw(record: Record) -> str:
+    """Say why the sound checkpoint of ``record`` is not gone on from."""
+    return f"it was saved at an exception ({record.emergency}), and {record.flaw}"
+
+
+def told_of_none(
+    directory: Path, skipped: Mapping[Path, str], flawed: Mapping[Path, str], *, another: str = "directory"
+) -> str:
+    """Say that no checkpoint in ``directory`` can be gone on from: those ``skipped`` as damaged, and the ``flawed``."""
+    tried = "\n".join(f"  {path}: {problem}" for path, problem in {**skipped, **flawed}.items())
+    none = "can be gone on from" if flawed else "verifies"
+    anyway = " safepoint.load() reads those that were saved at an exception." if flawed else ""
+    remedy = f"Give another {another}, or move these files away to start afresh."
+    return f"no checkpoint in {directory} {none}; tried:\n{tried}\n{remedy}{anyway}"
 
 
 class _UnsoundError(Exception):
@@ -300,7 +318,9 @@ def _check(checkpoint: Opened) -> None:
         raise _UnsoundError("; ".join(problems))
 
 
-def _warn_of(skipped: Mapping[Path, str], ageless: Mapping[Path, str]) -> None:
-    """Warn of what may be newer than what is restored: what did not verify, and what does not even tell its age."""
+def _warn_of(skipped: Mapping[Path, str], flawed: Mapping[Path, str], ageless: Mapping[Path, str]) -> None:
+    """Warn of what may be newer than what is restored: did not verify, has a flaw, or does not even tell its age."""
+    for path, problem in flawed.items():
+        warn(f"{path} is not gone on from: {problem}. safepoint.load() reads it.", stacklevel=4)
     for path, problem in {**skipped, **ageless}.items():
         warn(f"{path} was skipped and left alone: {problem}", stacklevel=4)
