@@ -186,7 +186,7 @@ def _read(objects: Mapping[str, object], path: Path, wanted: Wanted) -> _Found:
             saved = _entries(checkpoint, everything, wanted)
             fit = _fitting(checkpoint, objects, saved, wanted, path)
             keys = _keys(everything, key_of)
-            own = saved.get(wanted.own)
+            own = saved.get(wanted.own) if wanted.whole else None
             fit.make_fit(objects, saved)
             spared = keys - _keys([own, saved], key_of)
             sizes = [blob.size_bytes for blob in checkpoint.manifest.storages]
