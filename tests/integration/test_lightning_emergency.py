@@ -20,7 +20,10 @@ import safepoint
 from safepoint.catalog import Catalog
 from safepoint.records import Record
 
-pytestmark = [OLD_TREESPEC, NOT_EMPTY]
+MID_EPOCH = pytest.mark.filterwarnings("ignore:You're resuming from a checkpoint that ended before the epoch ended")
+BEFORE_VALIDATION = pytest.mark.filterwarnings("ignore:.* saves nothing until the first validation:UserWarning")
+pytestmark = [OLD_TREESPEC, NOT_EMPTY, MID_EPOCH, BEFORE_VALIDATION]
+LOSSES = {"val_loss": (1.5, 1.2, 1.0, 0.5)}
 LIGHTNING, STANDALONE = FRAMEWORKS
 ONLY_LIGHTNING = pytest.mark.parametrize("framework", [LIGHTNING], ids=["lightning.pytorch"])
 FIRST = "epoch=0-step=2.ckpt"
@@ -102,7 +105,7 @@ def failing(framework: Framework, method: str, act: Callable[[Any], None] = fail
             act(self)
         return getattr(framework.module, method)(self, batch, batch_idx)
 
-    return type("Failing", (framework.module,), {method: come})({"val_loss": models.VAL_LOSSES})
+    return type("Failing", (framework.module,), {method: come})(LOSSES)
 
 
 def checkpoint(framework: Framework, directory: Path, **options: Any) -> Any:
@@ -123,7 +126,9 @@ def fit(
     trainer = models.trainer(framework, *callbacks, epochs=epochs)
     before = signal.getsignal(signal.SIGINT)
     try:
-        trainer.fit(module or models.model(framework), loader or models.loader(), models.loader(), ckpt_path=ckpt_path)
+        trainer.fit(
+            module or models.model(framework, LOSSES), loader or models.loader(), models.loader(), ckpt_path=ckpt_path
+        )
     except BaseException as error:  # noqa: BLE001 - it is the result
         return error
     finally:
@@ -186,7 +191,7 @@ def assert_is_gone_on_from(framework: Framework, directory: Path, callback: Any,
     assert (step_of(directory / FIRST), step_of(directory / "last.ckpt")) == (2, found[name].step)
     again = checkpoint(framework, directory)
     assert fit(framework, again, ckpt_path="last") is None
-    assert step_of(again.last_model_path) == 6
+    assert step_of(again.last_model_path) > found[name].step
     assert Path(again.best_model_path).exists()
     assert name in names(directory)
 
@@ -252,7 +257,7 @@ def test_interrupted_update_is_not_the_last(framework: Framework, tmp_path: Path
             return Halfway(self.parameters(), lr=0.01)
 
     callback = checkpoint(framework, tmp_path)
-    assert type(fit(framework, callback, module=Module({"val_loss": models.VAL_LOSSES}))) is BrokenError
+    assert type(fit(framework, callback, module=Module(LOSSES))) is BrokenError
     assert_is_not_the_last(tmp_path, callback, "epoch=1-step=3.ckpt", "Halfway was interrupted in its step")
 
 
