@@ -19,6 +19,7 @@ if TYPE_CHECKING:
         DamagedCheckpointError,
         MissingMetricError,
         NotACheckpointError,
+        Preempted,
         RestoreError,
         RunAliveError,
         SafepointError,
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from safepoint.loading import load
     from safepoint.reader import verify
     from safepoint.records import Progress, Record, SaveStats
+    from safepoint.report import RestoreReport
 
 __all__ = [
     "CaptureError",
@@ -37,9 +39,11 @@ __all__ = [
     "DamagedCheckpointError",
     "MissingMetricError",
     "NotACheckpointError",
+    "Preempted",
     "Progress",
     "Record",
     "RestoreError",
+    "RestoreReport",
     "RunAliveError",
     "SafepointError",
     "SaveError",
@@ -55,6 +59,7 @@ _HOMES = {
     "Checkpointer": "checkpointer",
     "Progress": "records",
     "Record": "records",
+    "RestoreReport": "report",
     "SaveStats": "records",
     "load": "loading",
     "verify": "reader",

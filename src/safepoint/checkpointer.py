@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 import time
 from collections import deque
 from collections.abc import Iterable, Mapping
@@ -14,25 +15,41 @@ from typing import Any, Self
 
 import torch
 
-from safepoint import flaws, schedule
+from safepoint import entries, flaws, grace, loading, origin, schedule, source
 from safepoint import restore as restoring
+from safepoint.announce import announce
 from safepoint.catalog import Catalog, best_of
 from safepoint.claim import told_of_the_living
 from safepoint.deferral import Live
-from safepoint.errors import ConfigurationError, MissingMetricError, SaveError, plain, warn
+from safepoint.errors import (
+    ConfigurationError,
+    MissingMetricError,
+    Preempted,
+    SaveError,
+    StateMismatchError,
+    plain,
+    warn,
+)
 from safepoint.excluded import Excluder
 from safepoint.keep import Mode, PreservationPolicy
 from safepoint.ledger import Ledger
+from safepoint.lighter import Lightened, lighten, parts_of, size_of
 from safepoint.loading import Trust
 from safepoint.measured import Measured
-from safepoint.naming import check_template, first_free
+from safepoint.naming import EXTENSION, check_template, first_free
+from safepoint.nearby import meant_by
 from safepoint.pipeline import OnError, Options, Pipeline, Snapshot, Staging
 from safepoint.randomness import rng_state, set_rng_state
+from safepoint.ranks import rank, world_size
 from safepoint.records import NO_METRICS, Event, EventKind, Progress, Record, Save, SaveStats
+from safepoint.report import RestoreReport, told_of_inexact
+from safepoint.restore import Candidates, Restored
 from safepoint.run import Run, Settled
-from safepoint.signals import Signals
+from safepoint.signals import Came, Signals
+from safepoint.source import Source
 from safepoint.staging import image_bytes
 from safepoint.stores.local import check_directory
+from safepoint.wanted import Wanted, checked_rename, checked_strict, entries_wanted
 from safepoint.when import SavePolicy
 from safepoint.writer import Names
 
@@ -43,7 +60,7 @@ OWN_ENTRY = "safepoint"
 
 
 _STATS_LIMIT = 10_000
-_EXCEPTION_FILENAME = "{epoch}-{step}-exception"
+_FILENAMES = {EventKind.EXCEPTION: "{epoch}-{step}-exception", EventKind.PREEMPTION: "{epoch}-{step}-preempted"}
 
 
 class Checkpointer:
@@ -61,6 +78,12 @@ class Checkpointer:
     states there are in host memory at most, of ``max_host_bytes`` together (``None``: half of what is available); one
     that does not fit goes to disk through a buffer of 96 MiB while training waits. ``exclude_frozen``: parameters that
     need no gradient are left out; on ``restore()`` the live ones stay, and are compared with what was left out.
+
+    ``resume_from`` is where to start if the directory holds no checkpoint: another run's directory or a file, as a
+    path, a record or a text: ``"PATH"``, ``"PATH@latest"``, ``"PATH@best:METRIC"`` (``"PATH@best:METRIC:max"``) or
+    ``"PATH@step:N"``. ``restore()`` then takes everything from there, and the run goes on counting, under an identity
+    and in a directory of its own; what lies there is read only. Once the directory holds a checkpoint, that counts
+    alone: the same script starts, and starts again.
 
     A background error is raised at the next call, once, as a SaveError; with ``on_error="warn"`` it is a
     warning, and the next save tries again. ``verify_after_write``: each checkpoint is read back from the disk and
@@ -86,6 +109,7 @@ class Checkpointer:
         exclude_frozen: bool = False,
         on_error: OnError = "raise",
         verify_after_write: bool = False,
+        resume_from: str | os.PathLike[str] | Record | None = None,
     ) -> None:
         options = Options(staging, blocking, max_images, max_host_bytes, exclude_frozen, on_error, verify_after_write)
         options.check("Checkpointer")
@@ -94,7 +118,9 @@ class Checkpointer:
         _check_state(state)
         self.directory = Path(os.path.abspath(os.path.expanduser(directory)))
         check_directory(self.directory, owner="directory")
-        self._state = dict(state)
+        self._source = None if resume_from is None else _source(resume_from, self.directory)
+        self._state = entries.adapted(state)
+        self._positions = entries.positions(self._state)
         self._live = _live(self._state)
         self._excluder = Excluder() if exclude_frozen else None
         self._save_policy = save
@@ -108,14 +134,16 @@ class Checkpointer:
         self._seen: set[str] = set()
         self._protected: dict[Path, str] = {}
         self._alone = False
-        self._interrupted = ""
+        self._raised = self._interrupted = ""
         self._has_saved = False
         self._last_path = self.directory
         self._is_told_of_ranks = False
+        self._is_told_of_inexact = False
         self._has_memory = False
         self._stats: deque[SaveStats] = deque(maxlen=_STATS_LIMIT)
         self._closed = False
-        self._signals = Signals(save.signals) if save.signals else None
+        self._preempted: Came | None = None
+        self._signals = Signals(save.signals, save.endings) if save.signals or save.endings else None
 
     def __enter__(self) -> Self:
         """Return the checkpointer itself."""
@@ -130,62 +158,152 @@ class Checkpointer:
             return
         try:
             try:
-                if not self._closed:
+                if not isinstance(error, Preempted):
+                    self._raised = type(error).__name__ or "an exception"
                     self._interrupted = flaws.interrupted_update(error)
+                if not self._closed and (came := self._end_asked_for()) is not None:
+                    self._saved_before_end(came, self._running_epoch())
+                if not self._closed and self._preempted is None:
                     self._decide(EventKind.EXCEPTION, self._running_epoch(), cause=type(error).__name__)
             finally:
                 self._finish()
         except Exception as late:  # noqa: BLE001 - the error that is on its way must come out, not this one
             error.add_note(f"While this error was on its way, a checkpoint failed too: {late}")
 
-    def restore(self, *, trust: Trust = ()) -> Progress:
+    def restore(
+        self,
+        *,
+        only: Iterable[str] | None = None,
+        except_: Iterable[str] | None = None,
+        strict: bool | None = None,
+        rename: Mapping[str, str] | None = None,
+        trust: Trust = (),
+    ) -> Progress:
         """Put the newest checkpoint that verifies back into the live objects and the random generators.
 
-        Of those in the directory itself: what lies below it is another run's, or somebody's copy.
+        Of those in the directory itself: what lies below it is another run's, or somebody's copy. Where it holds none,
+        what ``resume_from=`` means is taken instead; if that is not given, the run starts afresh. Which of these it is,
+        is told in a line: in the log, or on standard error where no logging is set up.
 
         Checkpoints that do not verify are skipped with a warning that says why, and are left where they are; so are
         those that were saved at an exception, with a flaw (``Record.flaw``). The run goes on under its old identity:
         the checkpoints that it wrote before count for ``keep`` again.
 
         Nothing is changed before the state has been found to fit. Then the file is read once, and verified on its way
-        into the tensors that are there; damage found on the way is made good by the next older checkpoint.
+        into the tensors that are there; damage found on the way is made good by the next older checkpoint. Keys of
+        modules that differ by the wrappers of ``torch.compile`` and ``DistributedDataParallel`` only are the same.
 
-        ``trust`` lists the classes and functions that may be loaded besides PyTorch's own safe ones.
+        ``only`` names the entries of ``state=`` to restore, and nothing else is: the run starts at step 0, as a new
+        one, whose random state stays as it is. ``except_`` names those that stay as they are. With ``resume_from=``,
+        both say what to take from there; the run's own checkpoints are always restored whole.
 
-        Returns where to go on; a fresh start (``path=None``, ``step=0``) if the directory holds no checkpoint.
+        ``strict=None``: the state must fit, and a warning tells what cannot be put back exactly. ``strict=True``: that
+        is an error, too. ``strict=False``: what fits by its name and shape is restored, and a warning tells what stays
+        as it is; an optimizer stays as it is as a whole, and of each module something must fit. ``rename`` maps
+        prefixes of keys in the checkpoint to those of modules here, for keys that these do not have. ``trust`` lists
+        the classes and functions that may be loaded besides PyTorch's own safe ones.
+
+        Returns where to go on; a fresh start (``path=None``, ``step=0``) if there is no checkpoint. Its ``report`` says
+        how it fitted.
 
         Raises:
             RunAliveError: another living process saves as the run to go on with. It was waited for, for some seconds.
             RestoreError: there are checkpoints, and none verifies that has no flaw; says what was tried. If it says so,
                 the objects in ``state`` may hold parts of a damaged one, and must not be used.
-            StateMismatchError: the newest sound one is of another model or optimizer; nothing was restored, unless it
-                says that the objects may hold parts of it.
-            CheckpointError: it needs a class that is neither safe nor in ``trust``, or cannot be built.
-            ConfigurationError: ``trust`` is no list of classes and functions.
+            StateMismatchError: the newest sound one is of another model or optimizer, or cannot be gone on from exactly
+                although ``strict=True``; nothing was restored, unless it says that the objects may hold parts of it.
+            CheckpointError: it needs a class that is neither safe nor in ``trust``, or cannot be built; or what
+                ``resume_from=`` means is none of Safepoint's.
+            ConfigurationError: an argument is wrong, or there is nothing that ``resume_from=`` means.
 
         """
         self._check_open()
+        wanted = Wanted(
+            entries_wanted(self._state, only, except_),
+            OWN_ENTRY,
+            self.directory,
+            only is None,
+            checked_strict(strict),
+            checked_rename(rename),
+        )
+        loading.checked_trust(trust)
+        if wanted.strict and (lost := entries.inexact(self._state)):
+            lines = "\n".join(told_of_inexact(lost))
+            raise StateMismatchError(f"state= holds what cannot be put back exactly, and strict=True:\n{lines}")
         self.wait()
+        if self._source is None and not wanted.whole:
+            restored = self._warm_start(Candidates.newest_first(Catalog.of(self.directory, below=False)), wanted, trust)
+        else:
+            restored = self._restore_own(wanted, trust)
+            if restored is None and self._source is not None:
+                restored = self._warm_start(origin.candidates(self._source), wanted, trust)
+        self._tell_of_start(restored)
+        return self._progress
+
+    def _restore_own(self, wanted: Wanted, trust: Trust) -> Restored | None:
+        """Go on with the run whose newest checkpoint is in the directory, ``None`` if there is nothing."""
+        if self._source is not None:
+            wanted = replace(wanted, entries=tuple(self._state), whole=True, rename={})
         catalog = self._run.claimed(Catalog.latest, below=False)
         try:
-            restored = restoring.restore_newest(self._state, self.directory, catalog, OWN_ENTRY, self._run.claim, trust)
+            candidates = Candidates.newest_first(catalog)
+            restored = restoring.restore_first(self._state, candidates, wanted, self._run.claim, trust)
         except BaseException:
             self._run.pipeline.let_go()
             raise
         if restored is not None:
-            set_rng_state(restored.own["rng"])
             self._progress = restored.progress
             self._adopt(catalog, restored.record, restored.skipped)
-        return self._progress
+            self._put_back_random_state(restored)
+            if self._source is not None:
+                logger.info("%s", plain(f"{self.directory} holds a checkpoint: resume_from= is not looked at"))
+        return restored
+
+    def _warm_start(self, candidates: Candidates, wanted: Wanted, trust: Trust) -> Restored | None:
+        """Start as a run of its own from what is wanted of a checkpoint, unclaimed; ``None`` if there is none."""
+        restored = restoring.restore_first(self._state, candidates, wanted, None, trust)
+        if restored is not None:
+            p = self._progress = restored.progress
+            self._schedule = schedule.start((p.step, p.epoch, p.batch), time.monotonic())
+            if wanted.whole:
+                self._measured = Measured(p.metrics)
+                self._seen.update(p.metrics)
+                self._put_back_random_state(restored)
+            if candidates.directory == self.directory:
+                self._run.pipeline.starts_after(max(record.time for record in candidates.records))
+        return restored
+
+    def _put_back_random_state(self, restored: Restored) -> None:
+        if rank() == 0:  # whose it is: two ranks with the same would drop out the same
+            set_rng_state(restored.own["rng"])
+
+    def _tell_of_start(self, restored: Restored | None) -> None:
+        if restored is None:
+            report = RestoreReport(self.directory, left=tuple(self._state))
+            self._progress = replace(self._progress, report=report)
+        if not self._run.pipeline.leads:
+            return
+        if restored is None:
+            near = meant_by(self.directory)
+            hint = "" if near is None else f"; {near} holds some: was that meant?"
+            announce(f"{self._progress}{hint}", logging.WARNING)
+        else:
+            announce(str(self._progress))
 
     def step(self, **metrics: Any) -> None:
         """Count one optimizer step and save if that is due; call it once after each ``optimizer.step()``.
 
         ``metrics`` are numbers or one-element tensors measured at this step; they are read only if a save is due.
+
+        Raises:
+            Preempted: a signal of ``when.preempted()`` has come; this step is saved, and everything durable.
+
         """
         self._check_open()
         p = self._progress
         self._progress = Progress(p.step + 1, p.epoch, p.batch + 1, NO_METRICS, p.path)
+        for position in self._positions:
+            position.mark()
         self._measured = Measured(metrics)
         self._seen |= metrics.keys()
         if not self._has_memory:
@@ -200,6 +318,7 @@ class Checkpointer:
 
         Raises:
             MissingMetricError: a save is due and ``keep`` ranks by a metric that was not passed so far.
+            Preempted: see ``step``.
 
         """
         self._check_open()
@@ -207,6 +326,8 @@ class Checkpointer:
         self._measured = self._measured.with_more(metrics)
         self._seen |= metrics.keys()
         self._progress = Progress(p.step, p.epoch + 1, 0, NO_METRICS, p.path)
+        for position in self._positions:
+            position.end_epoch()
         self._decide(EventKind.EPOCH_END, p.epoch)
         if metrics and any(record.step == p.step for record in self._run.ledger.records):
             self._run.ledger = self._run.ledger.measured(p.step, dict(self._measured))
@@ -260,14 +381,23 @@ class Checkpointer:
 
         Raises:
             MissingMetricError: ``keep`` ranks by a metric that was never passed; everything is saved all the same.
+            Preempted: see ``step``.
 
         """
         if self._closed:
             return
+        epoch = self._running_epoch()
         try:
-            self._decide(EventKind.TRAIN_END, self._running_epoch())
+            self._decide(EventKind.TRAIN_END, epoch)
+            self.wait()
         finally:
-            self._finish()
+            try:
+                if (came := self._end_asked_for()) is not None:
+                    raise self._saved_before_end(came, epoch)
+            finally:
+                self._finish()
+        if (came := self._end_asked_for()) is not None:  # while the threads were ending
+            raise self._ended_by(came)
         if self._has_saved:
             self._check_ranked_by(())
 
@@ -321,8 +451,10 @@ class Checkpointer:
         step_s, template, metrics = 0.0, self._filename, self._measured
         if kind is EventKind.STEP:
             step_s, self._step_ended_s = now - self._step_ended_s, now
-        elif kind is EventKind.EXCEPTION:  # what was measured may be of other weights than the exception leaves
-            template, metrics = _EXCEPTION_FILENAME, Measured({})
+        elif kind in _FILENAMES:  # a name without metrics: some may not be measured yet
+            template = _FILENAMES[kind]
+        if kind is EventKind.EXCEPTION:  # what was measured may be of other weights than the exception leaves
+            metrics = Measured({})
         event = Event(kind, p.step, epoch, (p.step, p.epoch, p.batch), now, step_s, metrics, cause=cause)
         state, decision = schedule.decide(self._save_policy, self._schedule, event, (template,))
         if not isinstance(decision, Save):
@@ -332,8 +464,46 @@ class Checkpointer:
         return has_ended
 
     def _answer_signal(self, epoch: int) -> None:
-        if self._signals is not None and (name := self._signals.take()):
-            self._decide(EventKind.SIGNAL, epoch, cause=name)
+        came = None if self._signals is None else self._signals.take()
+        if came is None:
+            return
+        if came.grace_s is None:
+            self._decide(EventKind.SIGNAL, epoch, cause=came.name)
+        else:
+            late = sys.exception()
+            raise self._saved_before_end(came, epoch, late if isinstance(late, SaveError) else None)
+
+    def _end_asked_for(self) -> Came | None:
+        """Return the signal that has come to end the run, if one has."""
+        came = None if self._signals is None else self._signals.take()
+        return None if came is None or came.grace_s is None else came
+
+    def _saved_before_end(self, came: Came, epoch: int, failure: Exception | None = None) -> Preempted:
+        """Save unless this step is saved, wait until all is durable, and return what ends the process, in any case.
+
+        What failed, ``failure`` included, is logged: the end of a process by SystemExit shows no error.
+        """
+        self._preempted = came
+        for _ in range(2):  # what is on its way may fail yet
+            if failure is not None:
+                logger.error("%s", plain(f"{came.name} has come, and meanwhile: {failure}"))
+            try:
+                self._decide(EventKind.PREEMPTION, epoch, cause=came.name)
+                self.wait()
+            except Exception as error:  # noqa: BLE001 - whatever it is, the process ends
+                failure = error
+            else:
+                break
+        else:
+            logger.error("%s", plain(f"{came.name} has come, and this step could not be saved: {failure}"))
+        return self._ended_by(came)
+
+    def _ended_by(self, came: Came) -> Preempted:
+        p, records = self._progress, self._run.ledger.durable
+        is_saved = self._schedule.secured_position == (p.step, p.epoch, p.batch)
+        ended = Preempted(came.name, records[-1].path if records and is_saved else None)
+        logger.warning("%s", ended)
+        return ended
 
     def _take_in(self, settled: Settled) -> None:
         """Take notice of what became durable, and raise what went wrong."""
@@ -359,32 +529,38 @@ class Checkpointer:
         self._run.miss(self._run.missing())
         self._warn_of_ranks()
         state, excluded = self._captured()
-        emergency, flaw = self._emergency(event, state)
+        flaw = self._flaw(state)
+        own = {record.path: record for record in self._run.ledger.records}
         same_step = {
-            record.path
-            for record in self._run.ledger.records
-            if record.step == event.step and (not emergency or (record.emergency and (record.flaw or not flaw)))
+            path
+            for path, record in own.items()
+            if record.step == event.step and (not self._raised or (record.emergency and (record.flaw or not flaw)))
         }
         name = first_free(
             stem, lambda name: self.directory / name not in same_step and self._run.taken(self.directory / name)
         )
+        came = self._preempted if event.kind is EventKind.PREEMPTION else None
+        lightened = Lightened() if came is None else self._lightened(state, came)
         snapshot = Snapshot(
             event.step,
             event.epoch,
             event.position,
             metrics,
-            decision.reasons,
+            decision.reasons + tuple(f"{entry}: {why}" for entry, why in lightened.inexact.items()),
             pinned,
-            excluded=excluded,
-            emergency=emergency,
+            excluded=excluded | lightened.excluded,
+            inexact=self._inexact() | lightened.inexact,
+            emergency=self._raised,
             flaw=flaw,
         )
+        is_whole = not lightened.inexact  # else nothing goes for it
         proposed = self._run.ledger.propose(
             self._run.candidate(snapshot, name),
             self._keep_policy,
-            protected=self._protected,
+            protected=self._protected if is_whole else dict.fromkeys(own, f"{name} is not as whole"),
             superseded=dict.fromkeys(
-                same_step - {self.directory / name}, f"superseded by {name}, saved later at the same step"
+                same_step - {self.directory / name} if is_whole else (),
+                f"superseded by {name}, saved later at the same step",
             ),
         )
         self._warn_of_other_runs()
@@ -393,24 +569,49 @@ class Checkpointer:
         self._has_saved, self._last_path = True, self.directory / name
         return has_ended
 
-    def _emergency(self, event: Event, state: Mapping[str, Any]) -> tuple[str, str]:
-        """Return which exception the save is for, and what speaks against going on from ``state``; "" for none."""
-        if event.kind is not EventKind.EXCEPTION:
-            return "", ""
+    def _flaw(self, state: Mapping[str, Any]) -> str:
+        """Return what speaks against going on from ``state``, where an exception has left it."""
         kinds = (torch.nn.Module, torch.optim.Optimizer)
         numbers = {entry: state[entry] for entry, target in self._state.items() if isinstance(target, kinds)}
-        return event.cause or "an exception", self._interrupted or flaws.holding_nan(numbers)
+        return (self._interrupted or flaws.holding_nan(numbers)) if self._raised else ""
+
+    def _inexact(self) -> dict[str, str]:
+        """Return what cannot be put back exactly, and warn of it once, hours before it is needed."""
+        found = entries.inexact(self._state)
+        if found and not self._is_told_of_inexact:
+            self._is_told_of_inexact = True
+            lines = "\n".join(told_of_inexact(found))
+            warn(
+                f"a run that is resumed will not go on exactly where it was, because of what state= holds:\n{lines}", 5
+            )
+        return found
 
     def _captured(self) -> tuple[dict[str, Any], dict[str, str]]:
         """Return what is to be saved, and what is left out of it."""
-        state: dict[str, Any] = {entry: restoring.state_of(target) for entry, target in self._state.items()}
+        state = entries.state_of(self._state)
         excluded: dict[str, str] = {}
         for entry, target in self._state.items():
             if self._excluder is not None and isinstance(target, torch.nn.Module):
                 left_out = self._excluder.take_out(state[entry], target)
                 excluded |= {f"{entry}.{name}": found for name, found in left_out.items()}
         state[OWN_ENTRY] = {"rng": rng_state()}
+        if world_size() > 1:
+            state[OWN_ENTRY]["world_size"] = world_size()
         return state, excluded
+
+    def _lightened(self, state: dict[str, Any], came: Came) -> Lightened:
+        """Take out of ``state`` what will not be durable in the time that a signal leaves, and log it."""
+        left_s = grace.seconds_left(came.at_s, came.grace_s or 0.0, time.monotonic())
+        byte_s = grace.seconds_per_byte(tuple(self._stats))
+        total_bytes = size_of(state) + self._run.pipeline.pending_bytes
+        going = grace.left_out(parts_of(state, self._state), total_bytes, left_s, byte_s)
+        if not going or byte_s is None:
+            return Lightened()
+        why = f"all of it would take {total_bytes * byte_s:.1f} s, and {came.name} has left {max(left_s, 0):.1f} s"
+        lightened = lighten(state, self._state, going, self._excluder or Excluder(), why)
+        parts = ", ".join(f"{part.kind.name.lower()} {part.entry}" for part in going)
+        logger.warning("%s", plain(f"the last checkpoint is saved without {parts}: {why}."))
+        return lightened
 
     def _check_ranked_by(self, present: Iterable[str]) -> None:
         """Raise if ``keep`` ranks by a metric that was not passed so far; ``present`` are those of this moment."""
@@ -472,9 +673,11 @@ class Checkpointer:
     def _finish(self) -> None:
         if not self._closed:
             self._closed = True
-            if self._signals is not None:
-                self._signals.restore()
-            self._take_in(self._run.close())
+            try:
+                self._take_in(self._run.close())
+            finally:
+                if self._signals is not None:
+                    self._signals.restore()
 
 
 def _live(state: Mapping[str, object]) -> Live:
@@ -482,6 +685,18 @@ def _live(state: Mapping[str, object]) -> Live:
         modules=tuple(target for target in state.values() if isinstance(target, torch.nn.Module)),
         optimizers=tuple(target for target in state.values() if isinstance(target, torch.optim.Optimizer)),
     )
+
+
+def _source(resume_from: object, directory: Path) -> Source:
+    """Return what ``resume_from=`` says, with an absolute path."""
+    found = source.parsed(resume_from)
+    path = Path(os.path.abspath(os.path.expanduser(found.path)))
+    if directory in (path, path.parent if path.suffix == EXTENSION else None):
+        raise ConfigurationError(
+            f"resume_from={str(path)!r} is in the run's own directory, from whose newest checkpoint restore() goes on: "
+            "give another directory for the run that is to start from it."
+        )
+    return replace(found, path=path)
 
 
 def _check_policies(save: object, keep: object) -> None:
@@ -502,4 +717,3 @@ def _check_state(state: Mapping[str, object]) -> None:
         raise ConfigurationError("state= must map names to live objects: state={'model': model}.")
     if OWN_ENTRY in state:
         raise ConfigurationError(f"state= has an entry {OWN_ENTRY!r}, a name that is Safepoint's own: rename it.")
-    restoring.check_restorable(state)

@@ -83,8 +83,8 @@ class Options:
 class Snapshot:
     """What to say of a state.
 
-    ``position`` is (step, epoch, batch) to go on with, ``None`` where a framework knows; for ``excluded`` see
-    ``Manifest``, for ``emergency`` and ``flaw`` see ``Record``.
+    ``position`` is (step, epoch, batch) to go on with, ``None`` where a framework knows; for ``excluded`` and
+    ``inexact`` see ``Manifest``, for ``emergency`` and ``flaw`` see ``Record``.
     """
 
     step: int
@@ -97,6 +97,7 @@ class Snapshot:
     excluded: Mapping[str, str] = field(default_factory=dict)
     emergency: str = ""
     flaw: str = ""
+    inexact: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(slots=True, eq=False)
@@ -344,6 +345,11 @@ class Pipeline:
         self._pool.close()
         self._store.let_go()
 
+    @property
+    def pending_bytes(self) -> int:
+        """How many bytes of what is queued are still to be written."""
+        return self._writer.pending_bytes
+
     def has_under_way(self, book: Book) -> bool:
         """Tell whether anything that is queued has a part for ``book``."""
         return any(part.book is book for parts in self._under_way for part in parts)
@@ -428,6 +434,7 @@ class Pipeline:
             excluded=dict(snapshot.excluded),
             emergency=record.emergency,
             flaw=record.flaw,
+            inexact=dict(snapshot.inexact),
         )
 
 

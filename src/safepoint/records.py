@@ -13,6 +13,8 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Literal, NamedTuple
 
+from safepoint.report import NO_REPORT, RestoreReport
+
 Metrics = Mapping[str, float]
 """Metric name to plain number; integers stay integers, so that names print ``3`` and not ``3.0``."""
 
@@ -32,6 +34,7 @@ class EventKind(enum.Enum):
     TRAIN_END = "train end"
     EXCEPTION = "exception"
     SIGNAL = "signal"
+    PREEMPTION = "preemption"
     REQUEST = "request"
 
 
@@ -42,7 +45,8 @@ class Event(NamedTuple):  # one is made at every step: a named tuple costs a thi
     ended; ``position`` is where a run restored from here would go on: (step, epoch, batch) as in ``Progress``;
     ``time_s`` is a monotonic clock in seconds, read by the caller, and ``step_s`` what the last step took; ``metrics``
     are those that were measured on the weights of this moment. ``awaits`` names what is still to be measured on them:
-    a save that is due waits for it. ``cause`` is the name of the exception's class, or of the signal.
+    a save that is due waits for it. ``cause`` is the name of the exception's class, or of the signal, or says what
+    requests a save, at a step, too.
     """
 
     kind: EventKind
@@ -190,7 +194,8 @@ class Progress:
     """Where a run is: what to continue with after ``restore()``.
 
     ``epoch`` is the epoch to run next or to go on with, ``batch`` the number of optimizer steps already done in it.
-    ``path`` is the checkpoint that was restored, ``None`` for a fresh start.
+    ``path`` is the checkpoint that was restored, ``None`` for a fresh start. ``report`` says how it fitted; ``str()``
+    of this is a sentence: what was restored, from where, and where the run goes on.
     """
 
     step: int = 0
@@ -198,6 +203,19 @@ class Progress:
     batch: int = 0
     metrics: Metrics = field(default_factory=lambda: NO_METRICS)
     path: Path | None = None
+    report: RestoreReport = field(default=NO_REPORT, compare=False, repr=False)
+
+    def __str__(self) -> str:
+        """Tell it in a sentence."""
+        if self.path is None:
+            where = "" if self.report.directory is None else f" in {self.report.directory}"
+            return f"no checkpoint{where}: starting at step {self.step}"
+        what = (
+            f"restored {', '.join(self.report.restored)} from {self.path}" if self.report.restored else str(self.path)
+        )
+        if self.step or self.epoch or self.batch:
+            return f"{what}: going on at step {self.step}, epoch {self.epoch}, batch {self.batch}"
+        return f"{what}: starting at step 0"
 
 
 def encoded_metrics(metrics: Metrics) -> dict[str, Number]:

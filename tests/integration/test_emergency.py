@@ -287,6 +287,48 @@ def test_damaged_and_flawed_ones_are_both_passed_over(tmp_path: Path) -> None:
         assert checkpointer.restore().path == tmp_path / "epoch=0-step=2.ckpt"
 
 
+def test_signal_that_ends_the_run_makes_a_broken_state_no_better(tmp_path: Path) -> None:
+    """Where both come at once, what is saved before the end is marked as what the exception has left."""
+    training = Training()
+
+    def break_it() -> None:
+        os.kill(os.getpid(), signal.SIGUSR2)
+        spoiled(training)()
+
+    interrupted(tmp_path, training, break_it, save=EVERY | when.preempted(signals=["SIGUSR2"]), keep=keep.latest())
+    assert names(tmp_path) == ["epoch=0-step=2.ckpt", "epoch=1-step=3-preempted.ckpt"]
+    found = records(tmp_path)["epoch=1-step=3-preempted.ckpt"]
+    assert (found.emergency, found.flaw) == ("BrokenError", "model.2.bias holds NaN")
+    with (
+        pytest.raises(safepoint.Preempted),
+        saver(tmp_path / "a", training, when.preempted(signals=["SIGUSR2"])) as checkpointer,
+    ):
+        os.kill(os.getpid(), signal.SIGUSR2)
+        checkpointer.step()
+    assert [(record.emergency, record.flaw) for record in records(tmp_path / "a").values()] == [("", "")]
+
+
+@pytest.mark.parametrize("pick", ["latest", "best:loss", "best:loss:max"])
+def test_another_run_starts_from_no_flaw_and_from_no_emergency_as_the_best(tmp_path: Path, pick: str) -> None:
+    """``resume_from=`` passes over the same checkpoints, and ranks the same."""
+    training = Training()
+    interrupted(tmp_path / "a", training, press_ctrl_c)
+    with saver(tmp_path / "a", training) as checkpointer:
+        checkpointer.restore()
+        checkpointer.attach(3, loss=9.0 if pick.endswith("max") else 0.0)
+        with pytest.raises(BrokenError), checkpointer:
+            training.advance()
+            checkpointer.step()
+            spoiled(training)()
+    again = Training()
+    with saver(tmp_path / "b", again, resume_from=f"{tmp_path / 'a'}@{pick}") as checkpointer:
+        if pick == "latest":
+            with pytest.warns(RuntimeWarning, match="is not gone on from"):
+                assert checkpointer.restore().step == 3
+        else:
+            assert checkpointer.restore().step == 2
+
+
 # What stays, and what goes.
 
 
