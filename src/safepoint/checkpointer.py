@@ -455,7 +455,7 @@ class Checkpointer:
             step_s, self._step_ended_s = now - self._step_ended_s, now
         elif kind in _FILENAMES:  # a name without metrics: some may not be measured yet
             template = _FILENAMES[kind]
-        if kind is EventKind.EXCEPTION:  # what was measured may be of other weights than the exception leaves
+        if self._raised:  # what was measured may be of other weights than the exception leaves
             metrics = Measured({})
         event = Event(kind, p.step, epoch, (p.step, p.epoch, p.batch), now, step_s, metrics, cause=cause)
         state, decision = schedule.decide(self._save_policy, self._schedule, event, (template,))
@@ -555,11 +555,11 @@ class Checkpointer:
             emergency=self._raised,
             flaw=flaw,
         )
-        is_whole, held = not lightened.inexact, (record.path for record in self._run.ledger.records)
+        is_whole = not lightened.inexact  # else nothing goes for it
         proposed = self._run.ledger.propose(
             self._run.candidate(snapshot, name),
             self._keep_policy,
-            protected=self._protected if is_whole else dict.fromkeys(held, f"{name} is not as whole"),
+            protected=self._protected if is_whole else dict.fromkeys(own, f"{name} is not as whole"),
             superseded=dict.fromkeys(
                 same_step - {self.directory / name} if is_whole else (),
                 f"superseded by {name}, saved later at the same step",
