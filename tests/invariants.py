@@ -16,6 +16,7 @@ from safepoint import restore
 from safepoint.catalog import Catalog
 from safepoint.checkpointer import OWN_ENTRY
 from safepoint.naming import TEMPORARY_PREFIX
+from safepoint.wanted import Wanted
 
 NOTHING: Mapping[str, float] = MappingProxyType({})
 
@@ -76,7 +77,8 @@ def _assert_restored(catalog: Catalog, newest: Path) -> None:
 def _restore(catalog: Catalog, state: dict[str, Any]) -> None:
     if OWN_ENTRY in state:
         objects = {name: value for name, value in state.items() if name != OWN_ENTRY}
-        restored = restore.restore_newest(objects, catalog.directory, catalog, OWN_ENTRY, lambda _: None)
+        wanted = Wanted(tuple(objects), OWN_ENTRY, catalog.directory)
+        restored = restore.restore_first(objects, restore.Candidates.newest_first(catalog), wanted)
         assert restored is not None
         assert restored.record == catalog.latest()
         assert restored.skipped == {}

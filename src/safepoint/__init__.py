@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from safepoint.loading import load
     from safepoint.reader import verify
     from safepoint.records import Progress, Record, SaveStats
+    from safepoint.report import RestoreReport
 
 __all__ = [
     "CaptureError",
@@ -40,6 +41,7 @@ __all__ = [
     "Progress",
     "Record",
     "RestoreError",
+    "RestoreReport",
     "RunAliveError",
     "SafepointError",
     "SaveError",
@@ -55,6 +57,7 @@ _HOMES = {
     "Checkpointer": "checkpointer",
     "Progress": "records",
     "Record": "records",
+    "RestoreReport": "report",
     "SaveStats": "records",
     "load": "loading",
     "verify": "reader",

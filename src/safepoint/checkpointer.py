@@ -14,8 +14,9 @@ from typing import Any, Self
 
 import torch
 
+from safepoint import loading, origin, schedule, source
 from safepoint import restore as restoring
-from safepoint import schedule
+from safepoint.announce import announce
 from safepoint.catalog import Catalog, best_of
 from safepoint.claim import told_of_the_living
 from safepoint.deferral import Live
@@ -25,14 +26,20 @@ from safepoint.keep import Mode, PreservationPolicy
 from safepoint.ledger import Ledger
 from safepoint.loading import Trust
 from safepoint.measured import Measured
-from safepoint.naming import check_template, first_free
+from safepoint.naming import EXTENSION, check_template, first_free
+from safepoint.nearby import meant_by
 from safepoint.pipeline import OnError, Options, Pipeline, Snapshot, Staging
 from safepoint.randomness import rng_state, set_rng_state
+from safepoint.ranks import rank, world_size
 from safepoint.records import NO_METRICS, Event, EventKind, Progress, Record, Save, SaveStats
+from safepoint.report import RestoreReport
+from safepoint.restore import Candidates, Restored
 from safepoint.run import Run, Settled
 from safepoint.signals import Signals
+from safepoint.source import Source
 from safepoint.staging import image_bytes
 from safepoint.stores.local import check_directory
+from safepoint.wanted import Wanted, checked_rename, checked_strict, entries_wanted
 from safepoint.when import SavePolicy
 from safepoint.writer import Names
 
@@ -62,6 +69,12 @@ class Checkpointer:
     that does not fit goes to disk through a buffer of 96 MiB while training waits. ``exclude_frozen``: parameters that
     need no gradient are left out; on ``restore()`` the live ones stay, and are compared with what was left out.
 
+    ``resume_from`` is where to start if the directory holds no checkpoint: another run's directory or a file, as a
+    path, a record or a text: ``"PATH"``, ``"PATH@latest"``, ``"PATH@best:METRIC"`` (``"PATH@best:METRIC:max"``) or
+    ``"PATH@step:N"``. ``restore()`` then takes everything from there, and the run goes on counting, under an identity
+    and in a directory of its own; what lies there is read only. Once the directory holds a checkpoint, that counts
+    alone: the same script starts, and starts again.
+
     A background error is raised at the next call, once, as a SaveError; with ``on_error="warn"`` it is a
     warning, and the next save tries again. ``verify_after_write``: each checkpoint is read back from the disk and
     verified before it gets its name, at the cost of reading it.
@@ -86,6 +99,7 @@ class Checkpointer:
         exclude_frozen: bool = False,
         on_error: OnError = "raise",
         verify_after_write: bool = False,
+        resume_from: str | os.PathLike[str] | Record | None = None,
     ) -> None:
         options = Options(staging, blocking, max_images, max_host_bytes, exclude_frozen, on_error, verify_after_write)
         options.check("Checkpointer")
@@ -94,6 +108,7 @@ class Checkpointer:
         _check_state(state)
         self.directory = Path(os.path.abspath(os.path.expanduser(directory)))
         check_directory(self.directory, owner="directory")
+        self._source = None if resume_from is None else _source(resume_from, self.directory)
         self._state = dict(state)
         self._live = _live(self._state)
         self._excluder = Excluder() if exclude_frozen else None
@@ -136,44 +151,121 @@ class Checkpointer:
         except Exception as late:  # noqa: BLE001 - the error that is on its way must come out, not this one
             error.add_note(f"While this error was on its way, a checkpoint failed too: {late}")
 
-    def restore(self, *, trust: Trust = ()) -> Progress:
+    def restore(
+        self,
+        *,
+        only: Iterable[str] | None = None,
+        except_: Iterable[str] | None = None,
+        strict: bool | None = None,
+        rename: Mapping[str, str] | None = None,
+        trust: Trust = (),
+    ) -> Progress:
         """Put the newest checkpoint that verifies back into the live objects and the random generators.
 
-        Of those in the directory itself: what lies below it is another run's, or somebody's copy.
+        Of those in the directory itself: what lies below it is another run's, or somebody's copy. Where it holds none,
+        what ``resume_from=`` means is taken instead; if that is not given, the run starts afresh. Which of these it is,
+        is told in a line: in the log, or on standard error where no logging is set up.
 
         Checkpoints that do not verify are skipped with a warning that says why, and are left where they are. The run
         goes on under its old identity: the checkpoints that it wrote before count for ``keep`` again.
 
         Nothing is changed before the state has been found to fit. Then the file is read once, and verified on its way
-        into the tensors that are there; damage found on the way is made good by the next older checkpoint.
+        into the tensors that are there; damage found on the way is made good by the next older checkpoint. Keys of
+        modules that differ by the wrappers of ``torch.compile`` and ``DistributedDataParallel`` only are the same.
 
-        ``trust`` lists the classes and functions that may be loaded besides PyTorch's own safe ones.
+        ``only`` names the entries of ``state=`` to restore, and nothing else is: the run starts at step 0, as a new
+        one, whose random state stays as it is. ``except_`` names those that stay as they are. With ``resume_from=``,
+        both say what to take from there; the run's own checkpoints are always restored whole.
 
-        Returns where to go on; a fresh start (``path=None``, ``step=0``) if the directory holds no checkpoint.
+        ``strict=None``: the state must fit, and a warning tells what cannot be put back exactly. ``strict=True``: that
+        is an error, too. ``strict=False``: what fits by its name and shape is restored, and a warning tells what stays
+        as it is; an optimizer stays as it is as a whole, and of each module something must fit. ``rename`` maps
+        prefixes of keys in the checkpoint to those of modules here, for keys that these do not have. ``trust`` lists
+        the classes and functions that may be loaded besides PyTorch's own safe ones.
+
+        Returns where to go on; a fresh start (``path=None``, ``step=0``) if there is no checkpoint. Its ``report`` says
+        how it fitted.
 
         Raises:
             RunAliveError: another living process saves as the run to go on with. It was waited for, for some seconds.
             RestoreError: there are checkpoints and none verifies; says what was tried. If it says so, the objects in
                 ``state`` may hold parts of a damaged one, and must not be used.
-            StateMismatchError: the newest sound one is of another model or optimizer; nothing was restored, unless it
-                says that the objects may hold parts of it.
-            CheckpointError: it needs a class that is neither safe nor in ``trust``, or cannot be built.
-            ConfigurationError: ``trust`` is no list of classes and functions.
+            StateMismatchError: the newest sound one is of another model or optimizer, or cannot be gone on from exactly
+                although ``strict=True``; nothing was restored, unless it says that the objects may hold parts of it.
+            CheckpointError: it needs a class that is neither safe nor in ``trust``, or cannot be built; or what
+                ``resume_from=`` means is none of Safepoint's.
+            ConfigurationError: an argument is wrong, or there is nothing that ``resume_from=`` means.
 
         """
         self._check_open()
+        wanted = Wanted(
+            entries_wanted(self._state, only, except_),
+            OWN_ENTRY,
+            self.directory,
+            only is None,
+            checked_strict(strict),
+            checked_rename(rename),
+        )
+        loading.checked_trust(trust)
         self.wait()
+        if self._source is None and not wanted.whole:
+            restored = self._warm_start(Candidates.newest_first(Catalog.of(self.directory, below=False)), wanted, trust)
+        else:
+            restored = self._restore_own(wanted, trust)
+            if restored is None and self._source is not None:
+                restored = self._warm_start(origin.candidates(self._source), wanted, trust)
+        self._tell_of_start(restored)
+        return self._progress
+
+    def _restore_own(self, wanted: Wanted, trust: Trust) -> Restored | None:
+        """Go on with the run whose newest checkpoint is in the directory, ``None`` if there is nothing."""
+        if self._source is not None:
+            wanted = replace(wanted, entries=tuple(self._state), whole=True, rename={})
         catalog = self._run.claimed(Catalog.latest, below=False)
         try:
-            restored = restoring.restore_newest(self._state, self.directory, catalog, OWN_ENTRY, self._run.claim, trust)
+            candidates = Candidates.newest_first(catalog)
+            restored = restoring.restore_first(self._state, candidates, wanted, self._run.claim, trust)
         except BaseException:
             self._run.pipeline.let_go()
             raise
         if restored is not None:
-            set_rng_state(restored.own["rng"])
             self._progress = restored.progress
             self._adopt(catalog, restored.record, restored.skipped)
-        return self._progress
+            self._put_back_random_state(restored)
+            if self._source is not None:
+                logger.info("%s", plain(f"{self.directory} holds a checkpoint: resume_from= is not looked at"))
+        return restored
+
+    def _warm_start(self, candidates: Candidates, wanted: Wanted, trust: Trust) -> Restored | None:
+        """Start as a run of its own from what is wanted of a checkpoint, unclaimed; ``None`` if there is none."""
+        restored = restoring.restore_first(self._state, candidates, wanted, None, trust)
+        if restored is not None:
+            p = self._progress = restored.progress
+            self._schedule = schedule.start((p.step, p.epoch, p.batch), time.monotonic())
+            if wanted.whole:
+                self._measured = Measured(p.metrics)
+                self._seen.update(p.metrics)
+                self._put_back_random_state(restored)
+            if candidates.directory == self.directory:
+                self._run.pipeline.starts_after(max(record.time for record in candidates.records))
+        return restored
+
+    def _put_back_random_state(self, restored: Restored) -> None:
+        if rank() == 0:  # whose it is: two ranks with the same would drop out the same
+            set_rng_state(restored.own["rng"])
+
+    def _tell_of_start(self, restored: Restored | None) -> None:
+        if restored is None:
+            report = RestoreReport(self.directory, left=tuple(self._state))
+            self._progress = replace(self._progress, report=report)
+        if not self._run.pipeline.leads:
+            return
+        if restored is None:
+            near = meant_by(self.directory)
+            hint = "" if near is None else f"; {near} holds some: was that meant?"
+            announce(f"{self._progress}{hint}", logging.WARNING)
+        else:
+            announce(str(self._progress))
 
     def step(self, **metrics: Any) -> None:
         """Count one optimizer step and save if that is due; call it once after each ``optimizer.step()``.
@@ -385,6 +477,8 @@ class Checkpointer:
                 left_out = self._excluder.take_out(state[entry], target)
                 excluded |= {f"{entry}.{name}": found for name, found in left_out.items()}
         state[OWN_ENTRY] = {"rng": rng_state()}
+        if world_size() > 1:
+            state[OWN_ENTRY]["world_size"] = world_size()
         return state, excluded
 
     def _check_ranked_by(self, present: Iterable[str]) -> None:
@@ -457,6 +551,18 @@ def _live(state: Mapping[str, object]) -> Live:
         modules=tuple(target for target in state.values() if isinstance(target, torch.nn.Module)),
         optimizers=tuple(target for target in state.values() if isinstance(target, torch.optim.Optimizer)),
     )
+
+
+def _source(resume_from: object, directory: Path) -> Source:
+    """Return what ``resume_from=`` says, with an absolute path."""
+    found = source.parsed(resume_from)
+    path = Path(os.path.abspath(os.path.expanduser(found.path)))
+    if directory in (path, path.parent if path.suffix == EXTENSION else None):
+        raise ConfigurationError(
+            f"resume_from={str(path)!r} is in the run's own directory, from whose newest checkpoint restore() goes on: "
+            "give another directory for the run that is to start from it."
+        )
+    return replace(found, path=path)
 
 
 def _check_policies(save: object, keep: object) -> None:

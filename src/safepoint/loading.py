@@ -251,15 +251,21 @@ def structure(checkpoint: Opened) -> tuple[Any, KeyOf]:
             return torch.load(_source(checkpoint), "cpu", mmap=True, weights_only=True), lambda _: None
 
 
-def fill(checkpoint: Opened, storages: Sequence[torch.UntypedStorage]) -> list[str]:
-    """Read the file once, its storages into ``storages``, on whatever device; return the problems found on the way."""
+def fill(checkpoint: Opened, storages: Sequence[torch.UntypedStorage | None]) -> list[str]:
+    """Read the file once, its storages into ``storages``, on whatever device; return the problems found on the way.
+
+    What has none is read and verified all the same.
+    """
     threads = Background("copy")
 
     def sink(key: int, offset: int, piece: memoryview) -> Callable[[], object]:
-        if len(piece) < _WORTH_A_THREAD_BYTES:
-            _put(storages[key], offset, piece)
+        storage = storages[key]
+        if storage is None:
             return _nothing
-        return threads.submit(_put, storages[key], offset, piece).result
+        if len(piece) < _WORTH_A_THREAD_BYTES:
+            _put(storage, offset, piece)
+            return _nothing
+        return threads.submit(_put, storage, offset, piece).result
 
     try:
         return list(reader.problems(checkpoint, sink))
@@ -283,16 +289,21 @@ def _nothing() -> None:
 
 def build(
     checkpoint: Opened,
-    storages: Sequence[torch.UntypedStorage],
+    storages: Sequence[torch.UntypedStorage | None],
     map_location: MapLocation,
     *,
     weights_only: bool | None = True,
 ) -> Any:
-    """Return the state on ``storages``, which hold the file's; without ``map_location`` each goes where it was."""
+    """Return the state on ``storages``, which hold the file's; without ``map_location`` each goes where it was.
+
+    What has none, as nobody wants it, stays in the mapped file.
+    """
     mapped = _Mapped(checkpoint.layout)
 
     def handed_out(storage: Any, location: str) -> Any:
         filled = storages[mapped.key_of(storage)]
+        if filled is None:
+            return storage
         if map_location is not None:
             return filled
         return torch.serialization.default_restore_location(filled, location)  # type: ignore[no-untyped-call]

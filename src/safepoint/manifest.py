@@ -132,6 +132,8 @@ class Manifest(Summary, frozen=True, kw_only=True, omit_defaults=True):
     """Everything that a checkpoint says about itself.
 
     ``excluded`` are the frozen parameters that were left out of the state, by path, with the digest of their content.
+    ``inexact`` are the entries of the state from which a run does not go on exactly, each with why; one of them that is
+    not in the state was left out.
     """
 
     producer: dict[str, str]
@@ -140,6 +142,7 @@ class Manifest(Summary, frozen=True, kw_only=True, omit_defaults=True):
     tensors: tuple[Tensor, ...]
     history: tuple[HistoryEntry, ...]
     excluded: dict[str, str] = {}
+    inexact: dict[str, str] = {}
 
 
 T = TypeVar("T", "Summary", "Manifest", "_Told")

@@ -83,8 +83,8 @@ class Options:
 class Snapshot:
     """What to say of a state.
 
-    ``position`` is (step, epoch, batch) to go on with, ``None`` where a framework knows; for ``excluded`` see
-    ``Manifest``.
+    ``position`` is (step, epoch, batch) to go on with, ``None`` where a framework knows; for ``excluded`` and
+    ``inexact`` see ``Manifest``.
     """
 
     step: int
@@ -95,6 +95,7 @@ class Snapshot:
     pinned: bool = False
     measured_at: Mapping[str, int] = field(default_factory=dict)
     excluded: Mapping[str, str] = field(default_factory=dict)
+    inexact: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(slots=True, eq=False)
@@ -422,6 +423,7 @@ class Pipeline:
             history=encoded_history(history, self.directory),
             measured_at=dict(record.measured_at),
             excluded=dict(snapshot.excluded),
+            inexact=dict(snapshot.inexact),
         )
 
 

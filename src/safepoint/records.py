@@ -13,6 +13,8 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Literal, NamedTuple
 
+from safepoint.report import NO_REPORT, RestoreReport
+
 Metrics = Mapping[str, float]
 """Metric name to plain number; integers stay integers, so that names print ``3`` and not ``3.0``."""
 
@@ -186,7 +188,8 @@ class Progress:
     """Where a run is: what to continue with after ``restore()``.
 
     ``epoch`` is the epoch to run next or to go on with, ``batch`` the number of optimizer steps already done in it.
-    ``path`` is the checkpoint that was restored, ``None`` for a fresh start.
+    ``path`` is the checkpoint that was restored, ``None`` for a fresh start. ``report`` says how it fitted; ``str()``
+    of this is a sentence: what was restored, from where, and where the run goes on.
     """
 
     step: int = 0
@@ -194,6 +197,19 @@ class Progress:
     batch: int = 0
     metrics: Metrics = field(default_factory=lambda: NO_METRICS)
     path: Path | None = None
+    report: RestoreReport = field(default=NO_REPORT, compare=False, repr=False)
+
+    def __str__(self) -> str:
+        """Tell it in a sentence."""
+        if self.path is None:
+            where = "" if self.report.directory is None else f" in {self.report.directory}"
+            return f"no checkpoint{where}: starting at step {self.step}"
+        what = (
+            f"restored {', '.join(self.report.restored)} from {self.path}" if self.report.restored else str(self.path)
+        )
+        if self.step or self.epoch or self.batch:
+            return f"{what}: going on at step {self.step}, epoch {self.epoch}, batch {self.batch}"
+        return f"{what}: starting at step 0"
 
 
 def encoded_metrics(metrics: Metrics) -> dict[str, Number]:

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import logging
 import pickle
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,18 +24,19 @@ from safepoint.errors import (
     RunAliveError,
     StateMismatchError,
     cause,
-    in_line,
     plain,
-    shortened,
     warn,
 )
-from safepoint.excluded import below, compare, put_in
-from safepoint.in_place import has_own_way, live_storages, own_ways
+from safepoint.excluded import compare
+from safepoint.in_place import live_storages
 from safepoint.loading import KeyOf, Trust
-from safepoint.randomness import has_rng_state
+from safepoint.matching import Fit, fit
+from safepoint.ranks import rank
 from safepoint.reader import Opened
 from safepoint.records import Progress, Record
+from safepoint.report import told_of_inexact
 from safepoint.transfer import tensors_in
+from safepoint.wanted import Wanted
 
 logger = logging.getLogger("safepoint")
 
@@ -48,6 +49,30 @@ _TORN = (
 )
 _SMALL_BYTES = 64 << 20
 _BEGUN = "The objects in state= may hold parts of it by now: build them anew before you use them."
+
+
+@dataclass(frozen=True, slots=True)
+class Candidates:
+    """The checkpoints to restore from, in the order in which they are tried.
+
+    ``unreadable`` is what has no record, each with why; ``ageless`` the part of it that may be a newer checkpoint.
+    """
+
+    directory: Path
+    records: tuple[Record, ...]
+    unreadable: Mapping[Path, str]
+    ageless: Mapping[Path, str]
+
+    @classmethod
+    def newest_first(cls, catalog: Catalog) -> Candidates:
+        """Return all that is in ``catalog``."""
+        return cls.of(catalog, tuple(reversed(catalog.records)))
+
+    @classmethod
+    def of(cls, catalog: Catalog, records: tuple[Record, ...]) -> Candidates:
+        """Return ``records`` of ``catalog``, beside what in it has no record."""
+        ageless = {path: problem for path, problem in catalog.unreadable.items() if path not in catalog.foreign}
+        return cls(catalog.directory, records, catalog.unreadable, ageless)
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,51 +104,56 @@ def state_of(target: object) -> object:
     return target if isinstance(target, dict) else target.state_dict()  # type: ignore[attr-defined]
 
 
-def restore_newest(
-    objects: Mapping[str, object], directory: Path, catalog: Catalog, own: str, claim: Claim, trust: Trust = ()
+def restore_first(
+    objects: Mapping[str, object],
+    candidates: Candidates,
+    wanted: Wanted,
+    claim: Claim | None = None,
+    trust: Trust = (),
 ) -> Restored | None:
-    """Restore ``objects`` from the newest checkpoint of ``catalog`` that verifies; ``None`` if there is none at all.
+    """Restore what is ``wanted`` of ``objects`` from the first candidate that verifies; ``None`` if there is none.
 
-    The entry ``own`` of the state is handed back instead. ``claim`` is asked before another run's checkpoint than the
-    newest one's is read. ``trust`` is that of ``loading.load``.
+    What Safepoint itself had put into the state is handed back instead. ``claim`` is asked before another run's
+    checkpoint than the first one's is read. ``trust`` is that of ``loading.load``.
 
     Raises:
         RunAliveError: ``claim`` has raised it.
         ConfigurationError: ``trust`` is no list of classes and functions.
         RestoreError: there are checkpoints and none verifies; says what was tried.
-        StateMismatchError: the newest sound one is of another model or optimizer; says which keys differ.
+        StateMismatchError: the first sound one is of another model or optimizer; says which keys differ.
         CheckpointError: it holds what cannot be loaded safely.
 
     """
     skipped: dict[Path, str] = {}
     is_torn = False
     trusted = loading.checked_trust(trust)
-    for record in reversed(catalog.records):
+    for record in candidates.records:
         try:
-            if record.run != catalog.records[-1].run:
+            if claim is not None and record.run != candidates.records[0].run:
                 claim(record)
             with torch.serialization.safe_globals(trusted):
-                progress, state = _read(objects, record.path, own)
+                found = _read(objects, record.path, wanted)
         except _UnsoundError as error:
             skipped[record.path] = str(error)
             is_torn = is_torn or error.is_torn
             continue
         except (StateMismatchError, CheckpointError, RunAliveError) as error:
-            _warn_of(skipped, catalog)
+            _warn_of(skipped, candidates.ageless)
             if is_torn:
                 raise type(error)(f"{error} {_TORN}") from error
             raise
-        _warn_of(skipped, catalog)
-        restored = Restored(record, progress, state.pop(own), skipped)
-        _put_back(objects, state, record.path)
-        return restored
-    skipped |= catalog.unreadable
+        _warn_of(skipped, candidates.ageless)
+        _tell(found, objects, record.path, strict=wanted.strict)
+        report = found.fit.report
+        for name in report.restored:
+            _load_into(name, objects[name], found.state[name], record.path)
+        progress = replace(found.progress if wanted.whole else Progress(path=record.path), report=report)
+        return Restored(record, progress, found.own, skipped)
+    skipped |= candidates.unreadable
     if skipped:
         tried = "\n".join(f"  {path}: {problem}" for path, problem in skipped.items())
-        remedy = "Give another directory, or move these files away to start afresh."
-        raise RestoreError(
-            f"no checkpoint in {directory} verifies; tried:\n{tried}\n{remedy}{f' {_TORN}' if is_torn else ''}"
-        )
+        remedy = f"Give another directory, or move these files away to start afresh.{f' {_TORN}' if is_torn else ''}"
+        raise RestoreError(f"no checkpoint in {candidates.directory} verifies; tried:\n{tried}\n{remedy}")
     return None
 
 
@@ -135,48 +165,100 @@ class _UnsoundError(Exception):
         self.is_torn = is_torn
 
 
-def _read(objects: Mapping[str, object], path: Path, own: str) -> tuple[Progress, dict[str, Any]]:
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """What was read: where to go on, the entries to load, what Safepoint had put into the state, and how it fits."""
+
+    progress: Progress
+    state: dict[str, Any]
+    own: Mapping[str, Any]
+    fit: Fit
+
+
+def _read(objects: Mapping[str, object], path: Path, wanted: Wanted) -> _Found:
     """Return the state at ``path``, on the storages of ``objects`` as far as they are as they were saved."""
     try:
         with reader.opened(path) as checkpoint:
             saved, key_of = _structure(checkpoint, path)
-            left_out = checkpoint.manifest.excluded
-            _put_live_in(objects, saved, left_out)
-            progress = _fitting(checkpoint, objects, saved, own, path)
-            saved.pop(own)
+            progress = _progress(checkpoint, path)
+            fit = _fitting(checkpoint, objects, saved, wanted, path)
+            keys = _keys(saved, key_of)
+            own = saved.get(wanted.own)
+            fit.make_fit(objects, saved)
+            spared = keys - _keys([own, saved], key_of)
             sizes = [blob.size_bytes for blob in checkpoint.manifest.storages]
-            live = live_storages(objects, saved, key_of, sizes)
-            loading.check_room(sum(size for key, size in enumerate(sizes) if key not in live), path)
-            storages = [live[key] if key in live else loading.fresh(size) for key, size in enumerate(sizes)]
+            restored = {name: objects[name] for name in saved}
+            live = live_storages(restored, saved, key_of, sizes)
+            new = {key: size for key, size in enumerate(sizes) if key not in live and key not in spared}
+            loading.check_room(sum(new.values()), path)
+            storages = [loading.fresh(size) if key in new else live.get(key) for key, size in enumerate(sizes)]
             _fill(checkpoint, storages, may_tear=bool(live))
             state = _built(checkpoint, storages, path)
-            _put_live_in(objects, state, left_out)
-            _tell_of_left_out(objects, left_out, path)
-            return progress, state
+            own = state.get(wanted.own)
+            fit.make_fit(objects, state)
+            return _Found(progress, state, own if isinstance(own, dict) else {}, fit)
     except (NotACheckpointError, OSError) as error:
         raise _UnsoundError(str(error)) from error
 
 
-def _put_live_in(objects: Mapping[str, object], saved: Mapping[str, Any], left_out: Mapping[str, str]) -> None:
-    """Put the live tensors of modules into ``saved`` where it was saved without them."""
-    for name, target in objects.items():
-        own = below(name, left_out)
-        if own and isinstance(target, torch.nn.Module) and isinstance(saved.get(name), dict):
-            put_in(saved[name], target.state_dict(), own)
+def _keys(value: object, key_of: KeyOf) -> set[int | None]:
+    """Return which storages of the file the tensors in ``value`` lie on."""
+    return {key_of(tensor.untyped_storage()) for tensor in tensors_in(value)} - {None}
 
 
-def _tell_of_left_out(objects: Mapping[str, object], left_out: Mapping[str, str], path: Path) -> None:
-    for name, target in objects.items():
-        own = below(name, left_out)
-        if own and isinstance(target, torch.nn.Module):
-            told = compare(target.state_dict(), own)
+def _progress(checkpoint: Opened, path: Path) -> Progress:
+    progress = checkpoint.manifest.progress(path)
+    if progress is None:
+        _check(checkpoint)  # as in _structure
+        raise StateMismatchError(
+            f"{path} was saved by the Lightning drop-in: resume it with trainer.fit(ckpt_path=...), "
+            "or read it with safepoint.load()."
+        )
+    return progress
+
+
+def _fitting(
+    checkpoint: Opened, objects: Mapping[str, object], saved: Mapping[str, Any], wanted: Wanted, path: Path
+) -> Fit:
+    """Return how the checkpoint fits; raises a StateMismatchError if nothing may be restored from it."""
+    found = fit(objects, saved, checkpoint.manifest, wanted)
+    if found.problem:
+        _check(checkpoint)  # as in _structure
+        raise StateMismatchError(f"{path} {found.problem}")
+    return found
+
+
+def _tell(found: _Found, objects: Mapping[str, object], path: Path, *, strict: bool | None) -> None:
+    """Say what does not fit, and what does not go on exactly: once, of several ranks on the first."""
+    report = found.fit.report
+    for name in report.restored:
+        excluded, target = found.fit.excluded(name), objects[name]
+        if excluded and isinstance(target, torch.nn.Module):
+            told = compare(target.state_dict(), excluded)
             if told.is_whole:
                 logger.info("%s", plain(f"{path}: of state[{name!r}], {told}"))
             else:
                 warn(f"{path}: of state[{name!r}], {told}.", stacklevel=5)
+    if found.fit.has_wrappers:
+        logger.info("%s", plain(f"{path}: keys that differ by the names of wrappers only are taken for the same"))
+    lines = []
+    if strict is False and not report.is_whole:
+        lines.append(f"{path} was restored in part: {report}")
+    else:
+        if report.unexpected:
+            unused = ", ".join(sorted(found.entry for found in report.unexpected))
+            lines.append(f"{path} also holds {unused}, which state= does not name: not restored")
+        if report.inexact:
+            lines += [f"{path}: the run does not go on exactly where it was:", *told_of_inexact(report.inexact)]
+    if lines:
+        told_once = "\n".join(lines)
+        if rank() == 0:
+            warn(told_once, stacklevel=5)
+        else:
+            logger.info("%s", plain(told_once))
 
 
-def _fill(checkpoint: Opened, storages: Sequence[torch.UntypedStorage], *, may_tear: bool) -> None:
+def _fill(checkpoint: Opened, storages: Sequence[torch.UntypedStorage | None], *, may_tear: bool) -> None:
     try:
         problems = loading.fill(checkpoint, storages)
     except OSError as error:
@@ -204,38 +286,12 @@ def _structure(checkpoint: Opened, path: Path) -> tuple[dict[str, Any], KeyOf]:
     return state, key_of
 
 
-def _built(checkpoint: Opened, storages: Sequence[torch.UntypedStorage], path: Path) -> dict[str, Any]:
+def _built(checkpoint: Opened, storages: Sequence[torch.UntypedStorage | None], path: Path) -> dict[str, Any]:
     try:
         state: dict[str, Any] = loading.build(checkpoint, storages, "cpu")
     except Exception as error:  # noqa: BLE001
         raise CheckpointError(f"{path} is sound, and its state cannot be built: {error}. {_BEGUN}") from cause(error)
     return state
-
-
-def _fitting(
-    checkpoint: Opened, objects: Mapping[str, object], saved: Mapping[str, Any], own: str, path: Path
-) -> Progress:
-    """Return where to go on, if the checkpoint fits ``objects``.
-
-    Raises:
-        StateMismatchError: an entry is missing in it, or is of another model or optimizer, or a framework saved it.
-
-    """
-    progress = checkpoint.manifest.progress(path)
-    differences = [] if progress is None else list(_differences(objects, saved, own))
-    if progress is not None and not differences:
-        return progress
-    _check(checkpoint)  # as in _structure
-    if progress is None:
-        raise StateMismatchError(
-            f"{path} was saved by the Lightning drop-in: resume it with trainer.fit(ckpt_path=...), "
-            "or read it with safepoint.load()."
-        )
-    listing = "\n".join(f"  {difference}" for difference in differences)
-    raise StateMismatchError(
-        f"{path} does not fit the objects in state=; nothing was restored:\n{listing}\n"
-        "Build the model and the optimizer as they were when it was saved, or give another directory."
-    )
 
 
 def _check(checkpoint: Opened) -> None:
@@ -244,18 +300,10 @@ def _check(checkpoint: Opened) -> None:
         raise _UnsoundError("; ".join(problems))
 
 
-def _warn_of(skipped: Mapping[Path, str], catalog: Catalog) -> None:
+def _warn_of(skipped: Mapping[Path, str], ageless: Mapping[Path, str]) -> None:
     """Warn of what may be newer than what is restored: what did not verify, and what does not even tell its age."""
-    ageless = {path: problem for path, problem in catalog.unreadable.items() if path not in catalog.foreign}
     for path, problem in {**skipped, **ageless}.items():
         warn(f"{path} was skipped and left alone: {problem}", stacklevel=4)
-
-
-def _put_back(objects: Mapping[str, object], saved: Mapping[str, Any], path: Path) -> None:
-    if unused := _listed(saved.keys() - objects.keys()):
-        warn(f"{path} also holds {unused}, which state= does not name: not restored", stacklevel=4)
-    for name, target in objects.items():
-        _load_into(name, target, saved[name], path)
 
 
 def _load_into(name: str, target: Any, saved: Any, path: Path) -> None:
@@ -268,86 +316,3 @@ def _load_into(name: str, target: Any, saved: Any, path: Path) -> None:
     except Exception as error:  # noqa: BLE001 - and so does an object
         problem = f"{path}: state[{name!r}] refuses what was saved of it: {error}. {_BEGUN}"
         raise StateMismatchError(problem) from cause(error)
-
-
-def _listed(names: Iterable[object]) -> str:
-    return ", ".join(sorted(in_line(shortened(str(name))) for name in names))
-
-
-def _differences(objects: Mapping[str, object], saved: Mapping[str, Any], own: str) -> Iterator[str]:
-    if not isinstance(saved.get(own), dict) or not has_rng_state(saved[own].get("rng")):
-        yield f"{own}: the checkpoint holds no random state that can be put back"
-    for name, target in objects.items():
-        if name not in saved:
-            yield f"{name}: not in the checkpoint, which holds {_listed(saved.keys() - {own}) or 'nothing'}"
-        elif isinstance(target, torch.nn.Module):
-            yield from _module_differences(name, target, saved[name])
-        elif isinstance(target, torch.optim.Optimizer):
-            yield from _optimizer_differences(name, target, saved[name])
-        elif isinstance(target, dict) and not isinstance(saved[name], dict):
-            yield _other_kind(name, "a dict", saved[name])
-
-
-def _other_kind(name: str, here: str, saved: object) -> str:
-    return f"{name}: {here} here, and something else in the checkpoint ({type(saved).__name__})"
-
-
-def _module_differences(name: str, module: torch.nn.Module, saved: Any) -> Iterator[str]:
-    own = own_ways(module)
-    if own == ("",):
-        return
-    if not isinstance(saved, dict) or not all(isinstance(key, str) for key in saved):
-        yield _other_kind(name, "a module", saved)
-        return
-    yield from _state_differences(name, _without(own, module.state_dict()), _without(own, saved))
-
-
-def _state_differences(name: str, live: Mapping[str, Any], saved: Mapping[str, Any]) -> Iterator[str]:
-    for key in sorted(live.keys() - saved.keys()):
-        yield f"{name}.{key}: not in the checkpoint"
-    for key in sorted(saved.keys() - live.keys()):
-        yield f"{name}.{in_line(shortened(key))}: in the checkpoint, but not in the model"
-    for key in sorted(live.keys() & saved.keys()):
-        if key.rpartition(".")[2] == "_extra_state":
-            continue  # may be anything
-        here, there = _shape_of(live[key]), _shape_of(saved[key])
-        if here != there:
-            yield f"{name}.{key}: shape {_shape(there)} in the checkpoint, {_shape(here)} in the model"
-
-
-def _shape_of(value: Any) -> tuple[int, ...] | None:
-    """Return the shape of ``value``, if it has one: a nested tensor has none."""
-    return getattr(value, "shape", None) if not getattr(value, "is_nested", False) else None
-
-
-def _without(prefixes: tuple[str, ...], state: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in state.items() if not key.startswith(prefixes)}
-
-
-def _optimizer_differences(name: str, live: torch.optim.Optimizer, saved: Any) -> Iterator[str]:
-    if has_own_way(live):
-        return
-    here, there = [len(group["params"]) for group in live.param_groups], _group_lengths(saved)
-    if there is None:
-        yield _other_kind(name, "an optimizer", saved)
-    elif here != there:
-        yield f"{name}: parameter groups of {there} parameters in the checkpoint, of {here} in the optimizer"
-    elif any(_is_inflated(tensor) for tensor in tensors_in(saved["state"])):
-        yield f"{name}: a tensor in the checkpoint has many more elements than data, which no optimizer's has"
-
-
-def _is_inflated(tensor: torch.Tensor) -> bool:
-    """Tell whether a copy of ``tensor``, as an optimizer makes one to convert it, would take much that no file had."""
-    return tensor.nbytes > max(_SMALL_BYTES, tensor.untyped_storage().nbytes())
-
-
-def _group_lengths(saved: Any) -> list[int] | None:
-    """Return how many parameters each group in the state of an optimizer has, ``None`` if it is no such state."""
-    try:
-        return [len(group["params"]) for group in saved["param_groups"]] if isinstance(saved["state"], dict) else None
-    except (TypeError, LookupError):
-        return None
-
-
-def _shape(shape: Iterable[int] | None) -> str:
-    return "none" if shape is None else str(tuple(shape))

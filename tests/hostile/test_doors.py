@@ -164,7 +164,7 @@ def test_left_out_tensors_go_into_dictionaries_only(path: Path) -> None:
     """A manifest that says that tensors were left out of a list is no reason to put them there."""
     pickled, storages = forge.parts({"model": [1]})
     forge.write(path, pickled, storages, excluded={"model.0.weight": "0" * 32})
-    with pytest.raises(safepoint.StateMismatchError, match="a module here"):
+    with pytest.raises(safepoint.StateMismatchError, match=r"Sequential +list"):
         make(path.parent, {"model": Training().model}).restore()
 
 

@@ -292,12 +292,14 @@ def test_checkpoint_of_another_model_is_refused(tmp_path: Path) -> None:
         checkpointer.restore()
     for expected in (
         "nothing was restored",
-        "model.extra.weight: not in the checkpoint",
-        "model.2.bias: in the checkpoint, but not in the model",
-        "model.0.weight: shape (4, 4) in the checkpoint, (4, 5) in the model",
-        "scheduler: not in the checkpoint, which holds model, optimizer\n",
+        "1 matched, 3 missing, 3 unexpected, 1 of another shape or kind",
+        "model extra.weight (2, 2) -",
+        "model 2.bias - (1,)",
+        "model 0.weight (4, 5) (4, 4)",
+        "scheduler (all) Adam -",
+        "optimizer (all) - dict",
     ):
-        assert expected in str(caught.value)
+        assert expected in " ".join(str(caught.value).split())
     assert all(torch.equal(tensor, before[name]) for name, tensor in other.state_dict().items())
 
 
@@ -308,7 +310,7 @@ def test_optimizer_of_another_model_is_refused_before_the_model_is_changed(tmp_p
     optimizer = torch.optim.Adam(training.model[0].parameters())
     before = training.weights()
     checkpointer = make(tmp_path, state={"model": training.model, "optimizer": optimizer})
-    with pytest.raises(safepoint.StateMismatchError, match=r"groups of \[4\] parameters in the checkpoint, of \[2\]"):
+    with pytest.raises(safepoint.StateMismatchError, match=r"of \[2\] parameters +of \[4\] parameters"):
         checkpointer.restore()
     assert equal(training.weights(), before)
 
@@ -408,23 +410,23 @@ class Has:
 
 
 @pytest.mark.parametrize(
-    ("content", "live", "kind"),
+    ("content", "live", "kinds"),
     [
-        ([1], {"precious": 1}, "a dict"),
-        (None, torch.nn.Linear(1, 1), "a module"),
-        ([1], torch.nn.Linear(1, 1), "a module"),
-        ({1: 2}, torch.nn.Linear(1, 1), "a module"),
-        ({"a": 1}, Training().optimizer, "an optimizer"),
-        (None, Training().optimizer, "an optimizer"),
-        ({"state": {}, "param_groups": [3]}, Training().optimizer, "an optimizer"),
-        ({"state": [], "param_groups": []}, Training().optimizer, "an optimizer"),
+        ([1], {"precious": 1}, "dict +list"),
+        (None, torch.nn.Linear(1, 1), "Linear +NoneType"),
+        ([1], torch.nn.Linear(1, 1), "Linear +list"),
+        ({1: 2}, torch.nn.Linear(1, 1), "Linear +dict"),
+        ({"a": 1}, Training().optimizer, "Adam +dict"),
+        (None, Training().optimizer, "Adam +NoneType"),
+        ({"state": {}, "param_groups": [3]}, Training().optimizer, "Adam +dict"),
+        ({"state": [], "param_groups": []}, Training().optimizer, "Adam +dict"),
     ],
 )
-def test_state_of_another_kind_is_refused(tmp_path: Path, content: Any, live: Any, kind: str) -> None:
+def test_state_of_another_kind_is_refused(tmp_path: Path, content: Any, live: Any, kinds: str) -> None:
     """What was saved of something else is told before anything is changed: a dict is not even emptied."""
     with make(tmp_path, state={"thing": Has(content)}) as checkpointer:
         checkpointer.step()
-    with pytest.raises(safepoint.StateMismatchError, match=rf"(?s)nothing was restored.*thing: {kind} here, and"):
+    with pytest.raises(safepoint.StateMismatchError, match=rf"(?s)nothing was restored.*thing +\(all\) +{kinds}"):
         make(tmp_path, state={"thing": live}).restore()
     assert not isinstance(live, dict) or live == {"precious": 1}
 

@@ -18,12 +18,15 @@ SOURCE = Path(safepoint.__file__).parent
 CORE_TESTS = Path(__file__).parents[1] / "core"
 
 LEVELS = (
-    ("errors", "records"),
+    ("errors", "records", "report"),
     (
         "manifest",
         "when",
         "keep",
         "naming",
+        "renaming",
+        "source",
+        "wanted",
         "image",
         "archive",
         "room",
@@ -37,11 +40,11 @@ LEVELS = (
     ),
     ("schedule", "ledger", "measured"),
     ("state",),
-    ("stores", "signals", "transfer", "capture", "randomness", "reader"),
+    ("stores", "signals", "transfer", "capture", "randomness", "loaders", "data", "ranks", "reader"),
     ("frozen", "excluded", "sealing"),
-    ("deferral", "loading", "in_place", "restore", "catalog", "claim"),
+    ("deferral", "loading", "in_place", "matching", "restore", "catalog", "claim", "nearby", "origin"),
     ("staging",),
-    ("writer", "progress"),
+    ("writer", "progress", "announce"),
     ("pipeline",),
     ("run",),
     ("checkpointer",),
@@ -49,7 +52,22 @@ LEVELS = (
 )
 """From low to high; a module imports from its own level or from lower ones. The package itself is above all."""
 
-PURE = ("errors", "records", "when", "keep", "schedule", "ledger", "measured", "state", "naming", "room")
+PURE = (
+    "errors",
+    "records",
+    "report",
+    "when",
+    "keep",
+    "schedule",
+    "ledger",
+    "measured",
+    "state",
+    "naming",
+    "renaming",
+    "source",
+    "wanted",
+    "room",
+)
 TORCH = {
     "capture",
     "checkpointer",
@@ -58,8 +76,12 @@ TORCH = {
     "frozen",
     "staging",
     "transfer",
+    "loaders",
+    "data",
     "loading",
     "in_place",
+    "matching",
+    "ranks",
     "restore",
     "pipeline",
     "randomness",

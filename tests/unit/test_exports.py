@@ -23,6 +23,7 @@ def test_exports_are_frozen() -> None:
         "Progress",
         "Record",
         "RestoreError",
+        "RestoreReport",
         "RunAliveError",
         "SafepointError",
         "SaveError",
@@ -69,6 +70,7 @@ def test_checkpointer_arguments_are_frozen() -> None:
         "*exclude_frozen",
         "*on_error",
         "*verify_after_write",
+        "*resume_from",
     ]
 
 
@@ -84,6 +86,7 @@ def test_checkpointer_defaults_are_frozen() -> None:
         "exclude_frozen": False,
         "on_error": "raise",
         "verify_after_write": False,
+        "resume_from": None,
     }
 
 
@@ -91,7 +94,7 @@ def test_checkpointer_defaults_are_frozen() -> None:
     ("function", "arguments"),
     [
         (safepoint.load, ["path", "*map_location", "*mmap", "*weights_only", "*trust"]),
-        (safepoint.Checkpointer.restore, ["self", "*trust"]),
+        (safepoint.Checkpointer.restore, ["self", "*only", "*except_", "*strict", "*rename", "*trust"]),
         (safepoint.verify, ["path"]),
         (when.every, ["*steps", "*epochs", "*minutes", "*seconds"]),
         (when.at, ["*steps"]),
