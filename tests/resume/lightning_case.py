@@ -41,6 +41,20 @@ class Stream(IterableDataset[torch.Tensor]):
         yield from Noisy(noise=False).data
 
 
+class Batches:
+    """Batches in a fixed order, from an object that is no ``DataLoader``; with a length, or without."""
+
+    def __iter__(self) -> Iterator[torch.Tensor]:
+        yield from Noisy().data.split(6)
+
+
+class Counted(Batches):
+    """The same, with a length."""
+
+    def __len__(self) -> int:
+        return 7
+
+
 @dataclass(frozen=True)
 class Case:
     """A way to train: the loader, the arguments of the trainer, how the module optimizes."""
@@ -88,8 +102,9 @@ CASES: dict[str, Case] = {
     "own generator": Case(lambda: ordinary(generator=torch.Generator().manual_seed(5))),
     "own generator, workers": Case(lambda: ordinary(2, generator=torch.Generator().manual_seed(5))),
     "iterable": Case(lambda: DataLoader(Stream(), batch_size=6)),
-    "batches in a list": Case(lambda: list(Noisy().data.split(6))),
-    "two loaders": Case(lambda: {"a": ordinary(), "b": ordinary(batch_size=6)}),
+    "no loader of torch": Case(Counted),
+    "no length": Case(Batches),
+    "two loaders": Case(lambda: {"a": ordinary(), "b": ordinary(batch_size=12)}),
     "reloaded": Case(ordinary, {"reload_dataloaders_every_n_epochs": 1}),
     "random split": Case(lambda: DataLoader(random_split(Noisy(), [30, 10])[0], batch_size=6, shuffle=True)),
 }
@@ -125,7 +140,7 @@ class _Net:
 
     def _loss(self, batch: Any) -> torch.Tensor:
         if isinstance(batch, dict):
-            batch = batch["a"] + batch["b"]
+            batch = torch.cat([batch["a"], batch["b"]])
         return self.second(self.first(batch)).square().mean() + 0.01 * torch.rand(())
 
     def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor | None:

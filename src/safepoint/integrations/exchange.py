@@ -71,7 +71,7 @@ class Exchange:
             pipeline.identity = identity
 
     def leave(self, run: Run) -> None:
-        """Let go of a run that has ended, and of its pipeline's memory with the last one."""
+        """Let go of a run that has ended, and of its pipeline's memory and the trainer's loaders with the last one."""
         run.leave()
         self._pipelines = {key: pipeline for key, pipeline in self._pipelines.items() if pipeline.books}
         if not self._pipelines and self.exactness is not None:

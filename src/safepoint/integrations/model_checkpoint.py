@@ -147,7 +147,7 @@ class ModelCheckpointBody(Deciding):
         self._exchange = exchange
         if stage == "fit":
             if exchange.exactness is None:
-                exchange.exactness = Exactness(self.framework.warn)
+                exchange.exactness = Exactness(self.framework.callback, self.framework.warn)
             exchange.exactness.follow(trainer)
             self._exchange.claims.append(lambda path: resume.claim(self._runs, path, self.FILE_EXTENSION))
             with self._in_the_frameworks_words():
@@ -195,11 +195,6 @@ class ModelCheckpointBody(Deciding):
         """Save what is due at the end of the training epoch, or waited for it because no validation comes."""
         self._at_train_epoch_end(trainer)
         self._write_requests(trainer, "on_train_epoch_end")
-
-    def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:  # noqa: ARG002 - the framework's signature
-        """Begin the first epoch after a resume with the random state of the checkpoint."""
-        if self._exchange.exactness is not None:
-            self._exchange.exactness.at_epoch_start(trainer)
 
     def on_fit_end(self, trainer: Any, pl_module: Any) -> None:  # noqa: ARG002 - the framework's signature
         """Put the random state back where a resumed run had nothing left to train."""

@@ -103,9 +103,9 @@ def _going_on(base: type[Any]) -> type[Any]:
             super().__setitem__(key, result)
 
         def reset(self, metrics: bool | None = None, fx: str | None = None) -> None:  # noqa: FBT001 - the framework's
+            super().reset(metrics, fx)
             if fx is None:  # the epoch is over
                 del vars(self)[_LEFT]
                 self.__class__ = base
-            super().reset(metrics, fx)
 
     return GoingOn
