@@ -22,7 +22,7 @@ import torch
 from torch.utils.data import DataLoader, IterableDataset
 
 from safepoint.randomness import has_rng_state, rng_state, set_rng_state
-from safepoint.signals import held_from_children
+from safepoint.workers import begun
 
 _MOST = 1 << 48
 _MOST_GENERATORS = 4
@@ -371,9 +371,8 @@ def _followed(base: type[Any]) -> type[Any]:
         def __iter__(self) -> Iterator[Any]:
             reference = vars(self).get(_POSITION)  # one that was made from another has none
             position: Position | None = None if reference is None else reference()
-            begin: Begin = super().__iter__
-            with held_from_children():  # what ends the run must not end the workers while a step needs them
-                return begin() if position is None else position.iterate(begin)
+            begin: Begin = functools.partial(begun, super().__iter__)
+            return begin() if position is None else position.iterate(begin)
 
     setattr(Followed, _POSITION, None)
     return _named_like(base, Followed)
