@@ -135,7 +135,7 @@ class Checkpointer:
         self._seen: set[str] = set()
         self._protected: dict[Path, str] = {}
         self._alone = False
-        self._interrupted = ""
+        self._raised = self._interrupted = ""
         self._has_saved = False
         self._last_path = self.directory
         self._is_told_of_ranks = False
@@ -160,10 +160,12 @@ class Checkpointer:
             return
         try:
             try:
+                if not isinstance(error, Preempted):
+                    self._raised = type(error).__name__ or "an exception"
+                    self._interrupted = flaws.interrupted_update(error)
                 if not self._closed and (came := self._end_asked_for()) is not None:
                     self._saved_before_end(came, self._running_epoch())
                 if not self._closed and self._preempted is None:
-                    self._interrupted = flaws.interrupted_update(error)
                     self._decide(EventKind.EXCEPTION, self._running_epoch(), cause=type(error).__name__)
             finally:
                 self._finish()
@@ -453,7 +455,7 @@ class Checkpointer:
             step_s, self._step_ended_s = now - self._step_ended_s, now
         elif kind in _FILENAMES:  # a name without metrics: some may not be measured yet
             template = _FILENAMES[kind]
-        if kind is EventKind.EXCEPTION:  # what was measured may be of other weights than the exception leaves
+        if self._raised:  # what was measured may be of other weights than the exception leaves
             metrics = Measured({})
         event = Event(kind, p.step, epoch, (p.step, p.epoch, p.batch), now, step_s, metrics, cause=cause)
         state, decision = schedule.decide(self._save_policy, self._schedule, event, (template,))
@@ -529,11 +531,12 @@ class Checkpointer:
         self._run.miss(self._run.missing())
         self._warn_of_ranks()
         state, excluded = self._captured()
-        emergency, flaw = self._emergency(event, state)
+        flaw = self._flaw(state)
+        own = {record.path: record for record in self._run.ledger.records}
         same_step = {
-            record.path
-            for record in self._run.ledger.records
-            if record.step == event.step and (not emergency or (record.emergency and (record.flaw or not flaw)))
+            path
+            for path, record in own.items()
+            if record.step == event.step and (not self._raised or (record.emergency and (record.flaw or not flaw)))
         }
         name = first_free(
             stem, lambda name: self.directory / name not in same_step and self._run.taken(self.directory / name)
@@ -549,14 +552,14 @@ class Checkpointer:
             pinned,
             excluded=excluded | lightened.excluded,
             inexact=self._inexact() | lightened.inexact,
-            emergency=emergency,
+            emergency=self._raised,
             flaw=flaw,
         )
-        is_whole, held = not lightened.inexact, (record.path for record in self._run.ledger.records)
+        is_whole = not lightened.inexact  # else nothing goes for it
         proposed = self._run.ledger.propose(
             self._run.candidate(snapshot, name),
             self._keep_policy,
-            protected=self._protected if is_whole else dict.fromkeys(held, f"{name} is not as whole"),
+            protected=self._protected if is_whole else dict.fromkeys(own, f"{name} is not as whole"),
             superseded=dict.fromkeys(
                 same_step - {self.directory / name} if is_whole else (),
                 f"superseded by {name}, saved later at the same step",
@@ -568,6 +571,12 @@ class Checkpointer:
         self._has_saved, self._last_path = True, self.directory / name
         return has_ended
 
+    def _flaw(self, state: Mapping[str, Any]) -> str:
+        """Return what speaks against going on from ``state``, where an exception has left it."""
+        kinds = (torch.nn.Module, torch.optim.Optimizer)
+        numbers = {entry: state[entry] for entry, target in self._state.items() if isinstance(target, kinds)}
+        return (self._interrupted or flaws.holding_nan(numbers)) if self._raised else ""
+
     def _inexact(self) -> dict[str, str]:
         """Return what cannot be put back exactly, and warn of it once, hours before it is needed."""
         found = entries.inexact(self._state)
@@ -578,14 +587,6 @@ class Checkpointer:
                 f"a run that is resumed will not go on exactly where it was, because of what state= holds:\n{lines}", 5
             )
         return found
-
-    def _emergency(self, event: Event, state: Mapping[str, Any]) -> tuple[str, str]:
-        """Return which exception the save is for, and what speaks against going on from ``state``; "" for none."""
-        if event.kind is not EventKind.EXCEPTION:
-            return "", ""
-        kinds = (torch.nn.Module, torch.optim.Optimizer)
-        numbers = {entry: state[entry] for entry, target in self._state.items() if isinstance(target, kinds)}
-        return event.cause or "an exception", self._interrupted or flaws.holding_nan(numbers)
 
     def _captured(self) -> tuple[dict[str, Any], dict[str, str]]:
         """Return what is to be saved, and what is left out of it."""

@@ -48,12 +48,19 @@ class Position:
         self._marked: int | None = None
         self._has_workers = False
         self._resume: dict[str, Any] | None = None
-        if _POSITION not in vars(loader):
+        if not hasattr(type(loader), _POSITION):
             kind: Any = type(loader)
             loader.__class__ = _followed(kind)
         vars(loader)[_POSITION] = weakref.ref(
             self
         )  # workers that persist end with the loader, and not a collection later
+
+    def release(self) -> None:
+        """Give the loader back the class that it had, if this is what follows it."""
+        found = vars(self.loader).get(_POSITION)
+        if found is not None and found() is self:
+            del vars(self.loader)[_POSITION]
+            self.loader.__class__ = type(self.loader).__base__
 
     def mark(self) -> None:
         """Take note that everything handed out so far has been trained on."""
@@ -140,6 +147,7 @@ class Position:
     def iterate(self, begin: Begin) -> _Iteration:
         """Return the next iteration, which ``begin`` begins."""
         state, self._resume = self._resume, None
+        begins = _nothing
         if state is not None and state["own"] is not None and _is_stateful(self.loader):
             inner, count = self._own_way_on(begin, state)
         elif state is not None and state["began"] is not None:
@@ -147,18 +155,24 @@ class Position:
             with generators_kept(self.loader):
                 inner = begun_again(self.loader, begin, state["began"], self._batches_before(state))
         else:
-            self._began = beginning(
+            began = self._began = beginning(
                 self.loader, has_workers=bool(self._has_workers or (state or {}).get("has_workers"))
             )
+            if not self.loader.num_workers and not isinstance(self.loader.dataset, IterableDataset):
+                begins = functools.partial(self._note_late, began)  # nothing asks for indices before
             if self._began["has_workers"] and not self._has_workers:
                 with generators_kept(self.loader):
                     begin()
             inner, count = begin(), 0
         self._has_workers = keeps_workers(self.loader)
-        iteration = _Iteration(inner, count)
+        iteration = _Iteration(inner, count, begins)
         self._marked = None if self._marked is None else count
         self._iteration = weakref.ref(iteration)
         return iteration
+
+    def _note_late(self, began: dict[str, Any]) -> None:
+        """Note that an iteration begins to draw indices now: others may have drawn since it was asked for."""
+        began |= {**beginning(self.loader, has_workers=began["has_workers"]), "is_late": True}
 
     def _own_way_on(self, begin: Begin, state: dict[str, Any]) -> tuple[Iterator[Any], int]:
         """Go on with a loader that keeps its position itself, and draws nothing for that."""
@@ -182,10 +196,11 @@ class Position:
 
 
 class _Iteration:
-    """Count what ``inner`` hands out, from ``count`` on."""
+    """Count what ``inner`` hands out, from ``count`` on; ``begins`` is called before the first."""
 
-    def __init__(self, inner: Iterator[Any], count: int) -> None:
+    def __init__(self, inner: Iterator[Any], count: int, begins: Callable[[], None]) -> None:
         self._inner = inner
+        self._begins: Callable[[], None] | None = begins
         self.count = count
         self.is_open = True
 
@@ -193,6 +208,9 @@ class _Iteration:
         return self
 
     def __next__(self) -> Any:
+        if self._begins is not None:
+            self._begins()
+            self._begins = None
         try:
             found = next(self._inner)
         except StopIteration:
@@ -250,6 +268,9 @@ def begun_again(loader: DataLoader[Any], begin: Begin, began: Mapping[str, Any],
         _put_back(loader, began)
         passing.batches = batches
         inner = begin()
+        if began.get("is_late"):
+            set_rng_state(began["rng"])
+            _put_back(loader, began)
     for _ in range(batches if isinstance(loader.dataset, IterableDataset) else 0):
         next(inner, None)
     return inner
@@ -348,11 +369,13 @@ def _followed(base: type[Any]) -> type[Any]:
 
     class Followed(base):  # type: ignore[misc]
         def __iter__(self) -> Iterator[Any]:
-            position: Position | None = vars(self)[_POSITION]()
+            reference = vars(self).get(_POSITION)  # one that was made from another has none
+            position: Position | None = None if reference is None else reference()
             begin: Begin = super().__iter__
             with held_from_children():  # what ends the run must not end the workers while a step needs them
                 return begin() if position is None else position.iterate(begin)
 
+    setattr(Followed, _POSITION, None)
     return _named_like(base, Followed)
 
 

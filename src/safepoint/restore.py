@@ -139,7 +139,8 @@ def restore_first(
         return Restored(record, progress, found.own, skipped)
     skipped |= candidates.unreadable
     if skipped or flawed:
-        raise RestoreError(f"{told_of_none(candidates.directory, skipped, flawed)}{f' {_TORN}' if is_torn else ''}")
+        none = told_of_none(candidates.directory, skipped, flawed)
+        raise RestoreError(f"{none}{f' {_TORN}' if is_torn else ''}")
     return None
 
 

@@ -181,6 +181,7 @@ def test_error_on_its_way_is_not_hidden(tmp_path: Path) -> None:
         signal.raise_signal(signal.SIGTERM)
         1 / 0  # noqa: B018 - the error
     assert reasons(tmp_path) == ["preempted: SIGTERM"]
+    assert Catalog.of(tmp_path).records[0].emergency == "ZeroDivisionError"  # perhaps in the middle of a step
 
 
 def test_failed_save_is_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

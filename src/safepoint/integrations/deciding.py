@@ -81,7 +81,7 @@ class Deciding(Saving):
         else:
             is_asked = bool(trainer.strategy.broadcast(trainer.is_global_zero and self._asked.taken_now()))
         if is_asked:
-            self._save(trainer, f"requested: {REQUEST_NAME}", top_k=False, last=True, loose=True)
+            self._save_aside(trainer, f"requested: {REQUEST_NAME}")
 
     def _decide(self, trainer: Any, kind: EventKind, awaits: str = "") -> tuple[ScheduleState, Decision]:
         """Return what the pure core decides, and its next state; a matter of time is decided on rank 0 for all.
