@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ def record(step: int, **metrics: float) -> Record:
     return Record(Path(f"/runs/a/{step}.ckpt"), step, 0, metrics, float(step), 1, ())
 
 
+EMERGENCY = replace(record(9, loss=0.1), emergency="ValueError")
 RECORDS = (record(1, loss=0.5), record(2, loss=0.3, acc=0.1), record(3, loss=float("nan")), record(3, loss=0.4))
 
 
@@ -61,6 +63,7 @@ def test_candidates_are_in_the_order_in_which_they_are_tried() -> None:
     assert _steps("run") == [3, 3, 2, 1]
     assert _steps("run@best:loss") == [2, 3, 1]
     assert _steps("run@best:loss:max") == [1, 3, 2]
+    assert [found.step for found in parsed("run@best:loss").candidates((*RECORDS, EMERGENCY))] == [2, 3, 1]
     assert next(iter(parsed("run@step:3").candidates(RECORDS))).metrics["loss"] == 0.4
 
 

@@ -44,7 +44,8 @@ def put_back(trainer: Any, saved: Mapping[str, Any]) -> None:
                 setattr(metric, name, _moved(state[name], metric.device))
     if saved["logged"]:
         vars(results)[_LEFT] = dict(saved["logged"])
-        results.__class__ = _going_on(type(results))
+        kind: Any = type(results)
+        results.__class__ = _going_on(kind)
 
 
 def problem_of(saved: Any) -> str | None:
@@ -105,7 +106,7 @@ def _going_on(base: type[Any]) -> type[Any]:
         def reset(self, metrics: bool | None = None, fx: str | None = None) -> None:  # noqa: FBT001 - the framework's
             super().reset(metrics, fx)
             if fx is None:  # the epoch is over
-                del vars(self)[_LEFT]
+                del self.__dict__[_LEFT]
                 self.__class__ = base
 
     return GoingOn
