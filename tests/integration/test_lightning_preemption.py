@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import stat
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -78,6 +79,8 @@ def test_slurm_s_signal_saves_and_requeues(tmp_path: Path, begin: Begin, slurm: 
     assert said(other, "start") == "start 0"
     said(other, "ready")
     other.process.send_signal(signal.SIGUSR1)
+    while not slurm.exists():  # which is told after the save
+        time.sleep(0.05)
     said(other, "ready")  # it trains on until Slurm ends it
     other.process.kill()
     other.process.communicate()

@@ -50,7 +50,7 @@ class Telling(pl.Callback):
 
     def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
         """Say that it has begun."""
-        if trainer.global_step % 1000 == 5:
+        if trainer.global_step % 50 == 5:
             print("ready", flush=True)
 
 
