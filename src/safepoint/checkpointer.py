@@ -15,7 +15,7 @@ from typing import Any, Self
 
 import torch
 
-from safepoint import entries, flaws, grace, loading, origin, schedule, source
+from safepoint import entries, flaws, loading, origin, schedule, source
 from safepoint import restore as restoring
 from safepoint.announce import announce
 from safepoint.catalog import Catalog, best_of
@@ -33,7 +33,7 @@ from safepoint.errors import (
 from safepoint.excluded import Excluder
 from safepoint.keep import Mode, PreservationPolicy
 from safepoint.ledger import Ledger
-from safepoint.lighter import Lightened, lighten, parts_of, size_of
+from safepoint.lighter import Lightened, lighten
 from safepoint.loading import Trust
 from safepoint.measured import Measured
 from safepoint.naming import EXTENSION, check_template, first_free
@@ -542,7 +542,10 @@ class Checkpointer:
             stem, lambda name: self.directory / name not in same_step and self._run.taken(self.directory / name)
         )
         came = self._preempted if event.kind is EventKind.PREEMPTION else None
-        lightened = Lightened() if came is None else self._lightened(state, came)
+        lightened = Lightened()
+        if came is not None:
+            pending_bytes, stats = self._run.pipeline.pending_bytes, tuple(self._stats)
+            lightened = lighten(state, self._state, came, stats, pending_bytes, self._excluder or Excluder())
         snapshot = Snapshot(
             event.step,
             event.epoch,
@@ -600,20 +603,6 @@ class Checkpointer:
         if world_size() > 1:
             state[OWN_ENTRY]["world_size"] = world_size()
         return state, excluded
-
-    def _lightened(self, state: dict[str, Any], came: Came) -> Lightened:
-        """Take out of ``state`` what will not be durable in the time that a signal leaves, and log it."""
-        left_s = grace.seconds_left(came.at_s, came.grace_s or 0.0, time.monotonic())
-        byte_s = grace.seconds_per_byte(tuple(self._stats))
-        total_bytes = size_of(state) + self._run.pipeline.pending_bytes
-        going = grace.left_out(parts_of(state, self._state), total_bytes, left_s, byte_s)
-        if not going or byte_s is None:
-            return Lightened()
-        why = f"all of it would take {total_bytes * byte_s:.1f} s, and {came.name} has left {max(left_s, 0):.1f} s"
-        lightened = lighten(state, self._state, going, self._excluder or Excluder(), why)
-        parts = ", ".join(f"{part.kind.name.lower()} {part.entry}" for part in going)
-        logger.warning("%s", plain(f"the last checkpoint is saved without {parts}: {why}."))
-        return lightened
 
     def _check_ranked_by(self, present: Iterable[str]) -> None:
         """Raise if ``keep`` ranks by a metric that was not passed so far; ``present`` are those of this moment."""
