@@ -81,7 +81,7 @@ def _assert_restored(catalog: Catalog, newest: Path) -> None:
 
 
 def _restore(catalog: Catalog, state: dict[str, Any]) -> None:
-    if OWN_ENTRY in state:
+    if OWN_ENTRY in state and "loops" not in state:  # which a framework restores
         objects = {name: value for name, value in state.items() if name != OWN_ENTRY}
         wanted = Wanted(tuple(objects), OWN_ENTRY, catalog.directory)
         restored = restore.restore_first(objects, restore.Candidates.newest_first(catalog), wanted)

@@ -43,6 +43,7 @@ from safepoint.randomness import rng_state, set_rng_state
 from safepoint.ranks import rank, world_size
 from safepoint.records import NO_METRICS, Event, EventKind, Progress, Record, Save, SaveStats
 from safepoint.report import RestoreReport, told_of_inexact
+from safepoint.requests import REQUEST_NAME, Requests
 from safepoint.restore import Candidates, Restored
 from safepoint.run import Run, Settled
 from safepoint.signals import Came, Signals
@@ -143,6 +144,7 @@ class Checkpointer:
         self._stats: deque[SaveStats] = deque(maxlen=_STATS_LIMIT)
         self._closed = False
         self._preempted: Came | None = None
+        self._requests = Requests(self.directory)
         self._signals = Signals(save.signals, save.endings) if save.signals or save.endings else None
 
     def __enter__(self) -> Self:
@@ -309,7 +311,7 @@ class Checkpointer:
         if not self._has_memory:
             self._prepare_memory()
         try:
-            self._decide(EventKind.STEP, p.epoch)
+            self._decide(EventKind.STEP, p.epoch, cause=REQUEST_NAME if self._requests.taken() else "")
         finally:
             self._answer_signal(p.epoch)
 
@@ -453,7 +455,7 @@ class Checkpointer:
             step_s, self._step_ended_s = now - self._step_ended_s, now
         elif kind in _FILENAMES:  # a name without metrics: some may not be measured yet
             template = _FILENAMES[kind]
-        if kind is EventKind.EXCEPTION:  # what was measured may be of other weights than the exception leaves
+        if self._raised:  # what was measured may be of other weights than the exception leaves
             metrics = Measured({})
         event = Event(kind, p.step, epoch, (p.step, p.epoch, p.batch), now, step_s, metrics, cause=cause)
         state, decision = schedule.decide(self._save_policy, self._schedule, event, (template,))

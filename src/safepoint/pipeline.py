@@ -95,9 +95,9 @@ class Snapshot:
     pinned: bool = False
     measured_at: Mapping[str, int] = field(default_factory=dict)
     excluded: Mapping[str, str] = field(default_factory=dict)
+    inexact: Mapping[str, str] = field(default_factory=dict)
     emergency: str = ""
     flaw: str = ""
-    inexact: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(slots=True, eq=False)
@@ -432,9 +432,9 @@ class Pipeline:
             history=encoded_history(history, self.directory),
             measured_at=dict(record.measured_at),
             excluded=dict(snapshot.excluded),
+            inexact=dict(snapshot.inexact),
             emergency=record.emergency,
             flaw=record.flaw,
-            inexact=dict(snapshot.inexact),
         )
 
 

@@ -182,11 +182,12 @@ def _read(objects: Mapping[str, object], path: Path, wanted: Wanted) -> _Found:
     """Return the state at ``path``, on the storages of ``objects`` as far as they are as they were saved."""
     try:
         with reader.opened(path) as checkpoint:
-            saved, key_of = _structure(checkpoint, path)
-            progress = _progress(checkpoint, path)
+            everything, key_of = _structure(checkpoint, path)
+            progress = _progress(checkpoint, wanted, path)
+            saved = _entries(checkpoint, everything, wanted)
             fit = _fitting(checkpoint, objects, saved, wanted, path)
-            keys = _keys(saved, key_of)
-            own = saved.get(wanted.own)
+            keys = _keys(everything, key_of)
+            own = saved.get(wanted.own) if wanted.whole else None
             fit.make_fit(objects, saved)
             spared = keys - _keys([own, saved], key_of)
             sizes = [blob.size_bytes for blob in checkpoint.manifest.storages]
@@ -196,7 +197,7 @@ def _read(objects: Mapping[str, object], path: Path, wanted: Wanted) -> _Found:
             loading.check_room(sum(new.values()), path)
             storages = [loading.fresh(size) if key in new else live.get(key) for key, size in enumerate(sizes)]
             _fill(checkpoint, storages, may_tear=bool(live))
-            state = _built(checkpoint, storages, path)
+            state = _entries(checkpoint, _built(checkpoint, storages, path), wanted)
             own = state.get(wanted.own)
             fit.make_fit(objects, state)
             return _Found(progress, state, own if isinstance(own, dict) else {}, fit)
@@ -209,15 +210,30 @@ def _keys(value: object, key_of: KeyOf) -> set[int | None]:
     return {key_of(tensor.untyped_storage()) for tensor in tensors_in(value)} - {None}
 
 
-def _progress(checkpoint: Opened, path: Path) -> Progress:
+def _progress(checkpoint: Opened, wanted: Wanted, path: Path) -> Progress:
+    """Return where to go on; a checkpoint of a framework's tells that to the framework only."""
     progress = checkpoint.manifest.progress(path)
-    if progress is None:
-        _check(checkpoint)  # as in _structure
-        raise StateMismatchError(
-            f"{path} was saved by the Lightning drop-in: resume it with trainer.fit(ckpt_path=...), "
-            "or read it with safepoint.load()."
-        )
-    return progress
+    if progress is not None:
+        return progress
+    if _takes_weights(checkpoint, wanted):
+        return Progress(path=path)
+    _check(checkpoint)  # as in _structure
+    raise StateMismatchError(
+        f"{path} was saved by the Lightning drop-in: resume it with trainer.fit(ckpt_path=...), take its weights alone "
+        "with restore(only=[...]) of one module, or read it with safepoint.load()."
+    )
+
+
+def _takes_weights(checkpoint: Opened, wanted: Wanted) -> bool:
+    """Tell whether the weights in a framework's checkpoint are all that is wanted."""
+    return checkpoint.manifest.position is None and not wanted.whole and len(wanted.entries) == 1
+
+
+def _entries(checkpoint: Opened, state: dict[str, Any], wanted: Wanted) -> dict[str, Any]:
+    """Return the state by the names of ``state=``."""
+    if _takes_weights(checkpoint, wanted) and "state_dict" in state:
+        return {wanted.entries[0]: state["state_dict"]}
+    return state
 
 
 def _fitting(

@@ -40,7 +40,19 @@ LEVELS = (
     ),
     ("schedule", "ledger", "measured", "grace"),
     ("state",),
-    ("stores", "signals", "transfer", "capture", "randomness", "loaders", "data", "ranks", "reader"),
+    (
+        "stores",
+        "signals",
+        "transfer",
+        "capture",
+        "randomness",
+        "loaders",
+        "data",
+        "ranks",
+        "reader",
+        "requests",
+        "workers",
+    ),
     ("frozen", "excluded", "sealing", "flaws"),
     (
         "lighter",
@@ -123,6 +135,8 @@ TORCH_FREE = (
     "stores.local",
     "cli",
     "cli.app",
+    "cli.save_now",
+    "requests",
 )
 
 

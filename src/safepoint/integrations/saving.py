@@ -147,13 +147,17 @@ class Saving:
             self._request(trainer, moment, proposed, name, last_name)
 
     def _save_emergency(self, trainer: Any, exception: BaseException) -> None:
-        """Save outside of the top k, in nobody's place; as ``last``, too, if one can go on from the state."""
-        share = trainer.strategy.broadcast
+        """Save what an exception has left; as ``last``, too, if one can go on from it."""
         kind = type(exception).__name__
-        moment = self._moment(trainer, f"exception: {kind}")
-        flaw = share(flaws.interrupted_update(exception) or flaws.holding_nan(self._numbers(trainer)))
-        moment = replace(moment, metrics=share(moment.metrics), emergency=kind or "an exception", flaw=flaw)
-        stem = self._emergency_stem(moment)
+        flaw = flaws.interrupted_update(exception) or flaws.holding_nan(self._numbers(trainer))
+        self._save_aside(trainer, f"exception: {kind}", kind or "an exception", trainer.strategy.broadcast(flaw))
+
+    def _save_aside(self, trainer: Any, reason: str, emergency: str = "", flaw: str = "") -> None:
+        """Save outside of the top k, in nobody's place; as ``last``, too, unless there is a ``flaw``."""
+        share = trainer.strategy.broadcast
+        moment = self._moment(trainer, reason)
+        moment = replace(moment, metrics=share(moment.metrics), emergency=emergency, flaw=flaw)
+        stem = self._stem_of_what_is_known(moment)
         name = share(first_free(stem, self._is_there, extension=self.FILE_EXTENSION, start=self.STARTING_VERSION))
         last = share(self._last_name(moment, name)) if self.save_last and not flaw else None
         self._request(trainer, moment, None, name, last)
@@ -166,7 +170,7 @@ class Saving:
             "optimizer_states": [optimizer.state_dict() for optimizer in optimizers],
         }
 
-    def _emergency_stem(self, moment: Moment) -> str:
+    def _stem_of_what_is_known(self, moment: Moment) -> str:
         """Return the usual name, or the default one if that names a metric which was not measured yet."""
         try:
             return self._stem(moment.values, self.filename)
