@@ -113,7 +113,9 @@ CASES: dict[str, Case] = {
     "no length": Case(Batches, inexact="Batches is no DataLoader"),
     "two loaders": Case(lambda: {"a": ordinary(), "b": ordinary(batch_size=12)}),
     "reloaded": Case(ordinary, {"reload_dataloaders_every_n_epochs": 1}),
-    "random split": Case(lambda: DataLoader(random_split(Noisy(), [30, 10])[0], batch_size=6, shuffle=True), seeds=(1, 1)),
+    "random split": Case(
+        lambda: DataLoader(random_split(Noisy(), [30, 10])[0], batch_size=6, shuffle=True), seeds=(1, 1)
+    ),
 }
 
 

@@ -14,7 +14,7 @@ import torch
 from lightning_case import CASES, Case
 from models import FRAMEWORKS, OLD_TREESPEC, Framework, differences
 
-from safepoint.integrations.exactness import KEY, Exactness
+from safepoint.integrations.exactness import Exactness
 
 pytestmark = [OLD_TREESPEC, pytest.mark.filterwarnings("ignore:The dirpath has changed:UserWarning")]
 
@@ -40,9 +40,7 @@ def callbacks(framework: Framework, directory: Path) -> list[Any]:
     ]
 
 
-def run(
-    framework: Framework, case: Case, directory: Path, checkpoint: Path | None = None, *others: Any
-) -> Run:
+def run(framework: Framework, case: Case, directory: Path, checkpoint: Path | None = None, *others: Any) -> Run:
     """Run the script, from the beginning or from ``checkpoint``."""
     script.seed(case.seeds[checkpoint is not None])
     logger = script.curve(framework)
