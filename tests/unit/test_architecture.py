@@ -113,9 +113,11 @@ TORCH = {
     "restore",
     "pipeline",
     "randomness",
+    "integrations.exactness",
     "integrations.model_checkpoint",
     "integrations.resume",
     "integrations.saving",
+    "integrations.tally",
     "integrations.top_k",
 }
 FRAMEWORKS = {"lightning", "pytorch_lightning"}
