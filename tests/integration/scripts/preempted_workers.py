@@ -23,7 +23,7 @@ class Items(Dataset[torch.Tensor]):
 
     def __getitem__(self, index: int) -> torch.Tensor:
         """Take a moment."""
-        time.sleep(600 if way == "hung" and index == 7 else 0.01)
+        time.sleep(600 if way == "hung" and index == 11 else 0.01)  # asked for ahead, and not needed for steps yet
         return torch.ones(4)
 
 
@@ -41,6 +41,7 @@ with Checkpointer(directory, state=state, save=when.preempted(), keep=keep.all()
     for step, batch in enumerate(iterator):
         model(batch).sum().backward()
         optimizer.step()
+        time.sleep(1 if way == "hung" else 0)
         saver.step()
         if step == 1:
             print(*pids, flush=True)
