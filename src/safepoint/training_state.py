@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 
-from safepoint import entries, flaws, grace
+from safepoint import entries, flaws
 from safepoint.deferral import Live
-from safepoint.errors import ConfigurationError, plain, warn
+from safepoint.errors import ConfigurationError, warn
 from safepoint.excluded import Excluder
-from safepoint.lighter import Lightened, lighten, parts_of, size_of
+from safepoint.lighter import Lightened, lighten
 from safepoint.randomness import rng_state
 from safepoint.ranks import world_size
 from safepoint.records import SaveStats
@@ -91,18 +90,5 @@ class TrainingState:
         return flaws.holding_nan({name: state[name] for name, of in self.objects.items() if isinstance(of, kinds)})
 
     def lightened(self, state: dict[str, Any], came: Came, stats: Sequence[SaveStats], pending_bytes: int) -> Lightened:
-        """Take out of ``state`` what will not be durable in the time that the signal leaves, and log it.
-
-        ``stats`` are of the saves so far, ``pending_bytes`` still to be written before this one.
-        """
-        left_s = grace.seconds_left(came.at_s, came.grace_s or 0.0, time.monotonic())
-        byte_s = grace.seconds_per_byte(stats)
-        total_bytes = size_of(state) + pending_bytes
-        going = grace.left_out(parts_of(state, self.objects), total_bytes, left_s, byte_s)
-        if not going or byte_s is None:
-            return Lightened()
-        why = f"all of it would take {total_bytes * byte_s:.1f} s, and {came.name} has left {max(left_s, 0):.1f} s"
-        lightened = lighten(state, self.objects, going, self._excluder or Excluder(), why)
-        parts = ", ".join(f"{part.kind.name.lower()} {part.entry}" for part in going)
-        logger.warning("%s", plain(f"the last checkpoint is saved without {parts}: {why}."))
-        return lightened
+        """Take out of ``state`` what will not be durable in time: see ``lighter.lighten``."""
+        return lighten(state, self.objects, came, stats, pending_bytes, self._excluder or Excluder())
