@@ -15,7 +15,7 @@ from typing import Any, Self
 
 import torch
 
-from safepoint import entries, flaws, grace, loading, origin, schedule, source
+from safepoint import entries, flaws, grace, origin, schedule, source
 from safepoint import restore as restoring
 from safepoint.announce import announce
 from safepoint.catalog import Catalog, best_of
@@ -228,7 +228,6 @@ class Checkpointer:
             checked_strict(strict),
             checked_rename(rename),
         )
-        loading.checked_trust(trust)
         if wanted.strict and (lost := entries.inexact(self._state)):
             lines = "\n".join(told_of_inexact(lost))
             raise StateMismatchError(f"state= holds what cannot be put back exactly, and strict=True:\n{lines}")
