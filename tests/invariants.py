@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 import safepoint
-from safepoint import restore
+from safepoint import entries, restore
 from safepoint.catalog import Catalog
 from safepoint.checkpointer import OWN_ENTRY
 from safepoint.naming import TEMPORARY_PREFIX
@@ -81,8 +81,8 @@ def _assert_restored(catalog: Catalog, newest: Path) -> None:
 
 
 def _restore(catalog: Catalog, state: dict[str, Any]) -> None:
-    if OWN_ENTRY in state:
-        objects = {name: value for name, value in state.items() if name != OWN_ENTRY}
+    if OWN_ENTRY in state and "loops" not in state:  # which a framework restores
+        objects = entries.adapted({name: value for name, value in state.items() if name != OWN_ENTRY})
         wanted = Wanted(tuple(objects), OWN_ENTRY, catalog.directory)
         restored = restore.restore_first(objects, restore.Candidates.newest_first(catalog), wanted)
         assert restored is not None

@@ -22,7 +22,7 @@ import torch
 from torch.utils.data import DataLoader, IterableDataset
 
 from safepoint.randomness import has_rng_state, rng_state, set_rng_state
-from safepoint.signals import held_from_children
+from safepoint.workers import begun
 
 _MOST = 1 << 48
 _MOST_GENERATORS = 4
@@ -79,7 +79,7 @@ class Position:
     @property
     def inexact(self) -> str | None:
         """What cannot be put back exactly, whatever is done; ``None`` if all can."""
-        if _is_stateful(self.loader):
+        if is_stateful(self.loader):
             return None
         if isinstance(self.loader.dataset, IterableDataset):
             return (
@@ -109,7 +109,7 @@ class Position:
             "sampler": sampler_state(self.loader)[0],
             "length": _length(self.loader),
             "batch_size": self.loader.batch_size,
-            "own": self.loader.state_dict() if _is_stateful(self.loader) else None,  # type: ignore[attr-defined]
+            "own": self.loader.state_dict() if is_stateful(self.loader) else None,  # type: ignore[attr-defined]
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -122,7 +122,7 @@ class Position:
         if (problem := problem_of(state)) is not None:
             raise ValueError(problem)
         _put_back(self.loader, state)
-        if _is_stateful(self.loader) and state["own"] is not None:
+        if is_stateful(self.loader) and state["own"] is not None:
             self.loader.load_state_dict(state["own"])  # type: ignore[attr-defined]
         self._iteration, self._began, self._resume = _nothing, None, state
         self._marked = 0 if state["is_marked"] else None
@@ -140,7 +140,7 @@ class Position:
                 told.append(f"{here} processes share its samples here, and {saved} did")
         elif (sampler is None) is not (before is None):
             told.append("its sampler has a state in one of the two places only")
-        if _is_stateful(self.loader) is (state["own"] is None):
+        if is_stateful(self.loader) is (state["own"] is None):
             told.append(f"a {type(self.loader).__name__} keeps its position in another way than what was saved")
         return "; ".join(told) or None
 
@@ -148,7 +148,7 @@ class Position:
         """Return the next iteration, which ``begin`` begins."""
         state, self._resume = self._resume, None
         begins = _nothing
-        if state is not None and state["own"] is not None and _is_stateful(self.loader):
+        if state is not None and state["own"] is not None and is_stateful(self.loader):
             inner, count = self._own_way_on(begin, state)
         elif state is not None and state["began"] is not None:
             self._began, count = state["began"], state["batches"]
@@ -371,9 +371,8 @@ def _followed(base: type[Any]) -> type[Any]:
         def __iter__(self) -> Iterator[Any]:
             reference = vars(self).get(_POSITION)  # one that was made from another has none
             position: Position | None = None if reference is None else reference()
-            begin: Begin = super().__iter__
-            with held_from_children():  # what ends the run must not end the workers while a step needs them
-                return begin() if position is None else position.iterate(begin)
+            begin: Begin = functools.partial(begun, self, super().__iter__)
+            return begin() if position is None else position.iterate(begin)
 
     setattr(Followed, _POSITION, None)
     return _named_like(base, Followed)
@@ -433,7 +432,8 @@ def _put_back(loader: DataLoader[Any], state: Mapping[str, Any]) -> None:
             sampler.load_state_dict(state["sampler"])
 
 
-def _is_stateful(target: Any) -> bool:
+def is_stateful(target: Any) -> bool:
+    """Tell whether ``target`` keeps a state itself."""
     return callable(getattr(target, "state_dict", None)) and callable(getattr(target, "load_state_dict", None))
 
 
@@ -445,9 +445,9 @@ def _samplers(loader: DataLoader[Any]) -> tuple[Any, ...]:
 
 def _stateful_samplers(loader: DataLoader[Any]) -> tuple[Any, ...]:
     """Return the sampler of ``loader`` that has a state of its own, if one has; a stateful loader sees to it itself."""
-    if _is_stateful(loader):
+    if is_stateful(loader):
         return ()
-    return tuple(sampler for sampler in _samplers(loader) if _is_stateful(sampler))[:1]
+    return tuple(sampler for sampler in _samplers(loader) if is_stateful(sampler))[:1]
 
 
 def _generators(loader: DataLoader[Any]) -> tuple[torch.Generator, ...]:

@@ -9,8 +9,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy
+import numpy as np
 import torch
+import torchmetrics
 from models import Framework
 from torch.utils.data import DataLoader, Dataset, IterableDataset, random_split
 from torchdata.stateful_dataloader import StatefulDataLoader
@@ -31,7 +32,7 @@ class Noisy(Dataset[torch.Tensor]):
     def __getitem__(self, index: int) -> torch.Tensor:
         if not self.noise:
             return self.data[index]
-        return self.data[index] + 0.1 * (torch.rand(4) + random.random() + float(numpy.random.rand()))
+        return self.data[index] + 0.1 * (torch.rand(4) + random.random() + float(np.random.rand()))
 
 
 class Stream(IterableDataset[torch.Tensor]):
@@ -57,7 +58,11 @@ class Counted(Batches):
 
 @dataclass(frozen=True)
 class Case:
-    """A way to train: the loader, the arguments of the trainer, how the module optimizes."""
+    """A way to train: the loader, the arguments of the trainer, how the module optimizes, what draws.
+
+    ``seeds``: with which numbers the script is seeded, first and when it is resumed. ``inexact``: the warning that says
+    that a position cannot be saved exactly, where it nevertheless is.
+    """
 
     loader: Callable[[], Any]
     trainer: Mapping[str, Any] = field(default_factory=dict)
@@ -66,6 +71,8 @@ class Case:
     validates: bool = True
     epochs: int = 3
     draws_in_hooks: bool = False
+    seeds: tuple[int, int] = (1, 2)
+    inexact: str | None = None
 
 
 def ordinary(workers: int = 0, *, noise: bool | None = None, batch_size: int = 6, **options: Any) -> DataLoader[Any]:
@@ -101,12 +108,14 @@ CASES: dict[str, Case] = {
     "stateful workers": Case(lambda: stateful(2)),
     "own generator": Case(lambda: ordinary(generator=torch.Generator().manual_seed(5))),
     "own generator, workers": Case(lambda: ordinary(2, generator=torch.Generator().manual_seed(5))),
-    "iterable": Case(lambda: DataLoader(Stream(), batch_size=6)),
-    "no loader of torch": Case(Counted),
-    "no length": Case(Batches),
+    "iterable": Case(lambda: DataLoader(Stream(), batch_size=6), inexact="its Stream is iterable"),
+    "no loader of torch": Case(Counted, inexact="Counted is no DataLoader"),
+    "no length": Case(Batches, inexact="Batches is no DataLoader"),
     "two loaders": Case(lambda: {"a": ordinary(), "b": ordinary(batch_size=12)}),
     "reloaded": Case(ordinary, {"reload_dataloaders_every_n_epochs": 1}),
-    "random split": Case(lambda: DataLoader(random_split(Noisy(), [30, 10])[0], batch_size=6, shuffle=True)),
+    "random split": Case(
+        lambda: DataLoader(random_split(Noisy(), [30, 10])[0], batch_size=6, shuffle=True), seeds=(1, 1)
+    ),
 }
 
 
@@ -119,6 +128,7 @@ class _Net:
         self.automatic_optimization = not case.manual
         self.first = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.BatchNorm1d(8), torch.nn.Dropout(0.3))
         self.second = torch.nn.Linear(8, 1)
+        self.mean = torchmetrics.MeanMetric()
 
     def train_dataloader(self) -> Any:
         return self.case.loader()
@@ -146,6 +156,8 @@ class _Net:
     def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor | None:
         loss = self._loss(batch)
         self.log("loss", loss, on_step=True, on_epoch=True)
+        self.mean(loss.detach())
+        self.log("mean", self.mean, on_step=False, on_epoch=True)
         if not self.case.manual:
             return loss
         for optimizer in self.optimizers():
@@ -215,6 +227,7 @@ def trainer(framework: Framework, case: Case, logger: Any, *callbacks: Any) -> A
             "log_every_n_steps": 1,
             "enable_progress_bar": False,
             "enable_model_summary": False,
+            "num_sanity_val_steps": 1,
             **case.trainer,
         }
     )
@@ -223,7 +236,7 @@ def trainer(framework: Framework, case: Case, logger: Any, *callbacks: Any) -> A
 def seed(number: int) -> None:
     """Seed every generator."""
     random.seed(number)
-    numpy.random.seed(number)
+    np.random.seed(number)
     torch.manual_seed(number)
 
 
@@ -234,6 +247,6 @@ def outcome(fitted: Any) -> dict[str, Any]:
         "weights": net.state_dict(),
         "optimizers": [optimizer.state_dict() for optimizer in fitted.optimizers],
         "schedulers": [config.scheduler.state_dict() for config in fitted.lr_scheduler_configs],
-        "random": (random.getstate(), torch.get_rng_state(), numpy.random.get_state()[1].tolist()),
+        "random": (random.getstate(), torch.get_rng_state(), np.random.get_state()[1].tolist()),
         "progress": (fitted.global_step, fitted.current_epoch, fitted.fit_loop.epoch_loop._batches_that_stepped),
     }

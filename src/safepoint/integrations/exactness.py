@@ -19,10 +19,10 @@ from safepoint.errors import CheckpointError
 from safepoint.integrations import loops, tally
 from safepoint.integrations.loops import Moment
 from safepoint.integrations.vanguard import vanguard
-from safepoint.loaders import Position, problem_of
+from safepoint.loaders import Position, is_stateful, problem_of
 from safepoint.randomness import has_rng_state, rng_state, set_rng_state
 
-KEY = "safepoint"
+KEY = "safepoint_resume"
 """Where it is in a trainer's checkpoint."""
 
 
@@ -96,30 +96,19 @@ class Exactness:
     def _places(self, trainer: Any, checkpoint: Mapping[str, Any], now: Moment) -> list[dict[str, Any] | None]:
         """Return the position in each training loader, ``None`` for one that is no DataLoader."""
         stateful = iter(loops.states_of_loaders(checkpoint["loops"]["fit_loop"]))
-        not_trained_on = loops.handed_out(trainer) - loops.trained_on(trainer, now)
-        found: list[dict[str, Any] | None] = []
+        ahead = loops.handed_out(trainer) - loops.trained_on(trainer, now)
         every, ends = loops.loaders(trainer), loops.ends(trainer, now)
         self._positions = {id(loader): self._positions[id(loader)] for loader in every if id(loader) in self._positions}
+        found: list[dict[str, Any] | None] = []
         for loader in every:
-            own = next(stateful, None) if _is_stateful(loader) else None
+            own = next(stateful, None) if is_stateful(loader) else None
             position = self._positions.get(id(loader))
-            problem: str | None
-            if position is None:
-                found.append(None)
-                problem = (
-                    None if own is not None else f"{type(loader).__name__} is no DataLoader and has no state: what"
-                )
-                problem = problem and f"{problem} was trained on is read again and passed over"
-            else:
-                state = position.state_dict()
-                state |= {"own": own, "batches": max(state["batches"] - not_trained_on, 0)}  # the one in "loops", once
-                if ends:
-                    state |= {"batches": 0, "began": None, "is_over": False, "own": None}
-                found.append(state)
-                problem = position.inexact
-            if own is not None and not_trained_on:
-                problem = f"{type(loader).__name__} has handed out a batch that was not trained on, and does not again"
-            if problem is not None and not ends:
+            state = None if position is None else position.state_dict()
+            if state is not None:  # the loader's own state is in the checkpoint already
+                state |= {"own": own, "batches": max(state["batches"] - ahead, 0)}
+                state |= {"batches": 0, "began": None, "is_over": False, "own": None} if ends else {}
+            found.append(state)
+            if not ends and (problem := _inexact(loader, position, ahead)) is not None:
                 self._tell(f"The position in the training data cannot be saved exactly within an epoch: {problem}.")
         return found
 
@@ -208,7 +197,7 @@ class Exactness:
                 if (changed := position.changed(state)) is not None:
                     self._tell(f"The training data is not what it was when the checkpoint was saved: {changed}.")
                 position.load_state_dict(state)
-        return {id(loader) for loader in every if id(loader) in self._positions or _is_stateful(loader)}
+        return {id(loader) for loader in every if id(loader) in self._positions or is_stateful(loader)}
 
     def _put_back(self, trainer: Any) -> None:
         """Put back what training within an epoch goes on from."""
@@ -232,6 +221,16 @@ class Exactness:
         if message not in self._told:
             self._told.add(message)
             self._warn(message)
+
+
+def _inexact(loader: Any, position: Position | None, ahead: int) -> str | None:
+    """Return what cannot be put back of a loader that has handed out so many batches too many, ``None`` if all can."""
+    kind = type(loader).__name__
+    if is_stateful(loader):
+        return f"{kind} has handed out a batch that was not trained on, and will not do so again" if ahead else None
+    if position is None:
+        return f"{kind} is no DataLoader and has no state; what was trained on is read again and passed over"
+    return position.inexact
 
 
 def _gradients(trainer: Any) -> dict[str, Tensor]:
@@ -271,10 +270,6 @@ def _problem_of_rank(own: Any, then: Moment) -> str | None:
     problems = [problem_of(state) for state in own["positions"] if state is not None]
     problems.append(None if then.begins_epoch else tally.problem_of(own.get("tally")))
     return next(filter(None, problems), None)
-
-
-def _is_stateful(loader: Any) -> bool:
-    return callable(getattr(loader, "state_dict", None)) and callable(getattr(loader, "load_state_dict", None))
 
 
 def _nothing() -> None:

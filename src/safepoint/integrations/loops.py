@@ -138,7 +138,7 @@ def go_on(
     fit._restarting = False  # noqa: SLF001
     fit.epoch_loop.restarting = False
 
-    def first(fetcher: Any) -> None:
+    def first(waiting: Any) -> None:
         loop, progress = fit.epoch_loop, fit.epoch_loop.batch_progress
         _load(loop, saved)
         if then is Moment.BATCH:
@@ -148,17 +148,18 @@ def go_on(
         if progress.is_last_batch:
             seek()  # for the next epoch
         else:
-            _iterate(fit, fetcher, saved, seek)
+            _iterate(fit, waiting, saved, seek)
         put_back()
         if then is not Moment.WITHIN:
             loop._skip_next_val = then is Moment.VALIDATION  # noqa: SLF001
-            loop.on_advance_end(fetcher)
+            loop.on_advance_end(waiting)
         if loop.done:
             raise StopIteration
 
-    fetcher = fit._data_fetcher  # noqa: SLF001
-    vars(fetcher)[_FIRST] = first
-    fetcher.__class__ = _resuming(type(fetcher))
+    waiting = fetcher(trainer)
+    kind: Any = type(waiting)
+    vars(waiting)[_FIRST] = first
+    waiting.__class__ = _resuming(kind)
 
 
 def _load(loop: Any, saved: Mapping[str, Any]) -> None:
@@ -167,7 +168,7 @@ def _load(loop: Any, saved: Mapping[str, Any]) -> None:
     loop.restarting = False
 
 
-def _iterate(fit: Any, fetcher: Any, saved: Mapping[str, Any], seek: Callable[[], Collection[int]]) -> None:
+def _iterate(fit: Any, waiting: Any, saved: Mapping[str, Any], seek: Callable[[], Collection[int]]) -> None:
     """Begin the iteration over the loaders anew, after the batches that were trained on."""
     combined, count = fit._combined_loader, fit.epoch_loop.batch_progress.current.ready  # noqa: SLF001
     combined.reset()
@@ -176,16 +177,16 @@ def _iterate(fit: Any, fetcher: Any, saved: Mapping[str, Any], seek: Callable[[]
         if callable(set_epoch := getattr(sampler, "set_epoch", None)):
             set_epoch(fit.epoch_progress.current.processed)
     found = seek()
-    iter(fetcher)
-    held = getattr(fetcher, "batches", [])
+    iter(waiting)
+    held = getattr(waiting, "batches", [])
     pairs = zip(combined.flattened, combined._iterator.iterators, strict=True)  # noqa: SLF001
     passed = [iterator for loader, iterator in pairs if id(loader) not in found]
     for iterator in passed:
         for _ in range(count - len(held)):
             next(iterator, None)
     if passed:
-        held[:] = [next(fetcher.iterator) for _ in held]
-    fetcher.fetched += count
+        held[:] = [next(waiting.iterator) for _ in held]
+    waiting.fetched += count
 
 
 def _samplers(loader: Any) -> tuple[Any, ...]:
@@ -199,7 +200,7 @@ def _resuming(base: type[Any]) -> type[Any]:
     class Resuming(base):  # type: ignore[misc]
         def __next__(self) -> Any:
             self.__class__ = base
-            vars(self).pop(_FIRST)(self)
+            self.__dict__.pop(_FIRST)(self)
             return next(self)
 
     return Resuming
