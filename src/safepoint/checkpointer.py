@@ -190,7 +190,7 @@ class Checkpointer:
 
         """
         self._check_open()
-        wanted = self._starter.wanted(only, except_, strict, rename, trust)
+        wanted = self._starter.wanted(only, except_, strict, rename)
         self.wait()
         start = self._starter.start(wanted, trust)
         p = self._progress = start.progress

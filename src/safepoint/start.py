@@ -13,7 +13,7 @@ from safepoint.announce import announce
 from safepoint.catalog import Catalog
 from safepoint.errors import ConfigurationError, StateMismatchError, plain
 from safepoint.ledger import Ledger
-from safepoint.loading import Trust, checked_trust
+from safepoint.loading import Trust
 from safepoint.naming import EXTENSION
 from safepoint.nearby import meant_by
 from safepoint.randomness import set_rng_state
@@ -56,7 +56,7 @@ class Starter:
         self._source = None if resume_from is None else _source(resume_from, run.directory)
 
     def wanted(
-        self, only: Iterable[str] | None, except_: Iterable[str] | None, strict: object, rename: object, trust: Trust
+        self, only: Iterable[str] | None, except_: Iterable[str] | None, strict: object, rename: object
     ) -> Wanted:
         """Return what ``Checkpointer.restore`` is asked for, if it can be asked for."""
         wanted = Wanted(
@@ -67,7 +67,6 @@ class Starter:
             checked_strict(strict),
             checked_rename(rename),
         )
-        checked_trust(trust)
         if wanted.strict and (lost := entries.inexact(self._objects)):
             lines = "\n".join(told_of_inexact(lost))
             raise StateMismatchError(f"state= holds what cannot be put back exactly, and strict=True:\n{lines}")
