@@ -10,7 +10,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from safepoint import keep, when
+    from safepoint import data, keep, when
     from safepoint.checkpointer import Checkpointer
     from safepoint.errors import (
         CaptureError,
@@ -49,6 +49,7 @@ __all__ = [
     "SaveError",
     "SaveStats",
     "StateMismatchError",
+    "data",
     "keep",
     "load",
     "verify",
@@ -65,7 +66,7 @@ _HOMES = {
     "verify": "reader",
 }
 """Where a name is defined; errors, all the others, are in ``errors``, and modules are themselves."""
-_MODULES = ("keep", "when")
+_MODULES = ("data", "keep", "when")
 
 
 def __getattr__(name: str) -> Any:

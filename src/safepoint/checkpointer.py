@@ -15,7 +15,7 @@ from typing import Any, Self
 
 import torch
 
-from safepoint import entries, grace, loading, origin, schedule, source
+from safepoint import entries, flaws, grace, loading, origin, schedule, source
 from safepoint import restore as restoring
 from safepoint.announce import announce
 from safepoint.catalog import Catalog, best_of
@@ -43,6 +43,7 @@ from safepoint.randomness import rng_state, set_rng_state
 from safepoint.ranks import rank, world_size
 from safepoint.records import NO_METRICS, Event, EventKind, Progress, Record, Save, SaveStats
 from safepoint.report import RestoreReport, told_of_inexact
+from safepoint.requests import REQUEST_NAME, Requests
 from safepoint.restore import Candidates, Restored
 from safepoint.run import Run, Settled
 from safepoint.signals import Came, Signals
@@ -134,6 +135,7 @@ class Checkpointer:
         self._seen: set[str] = set()
         self._protected: dict[Path, str] = {}
         self._alone = False
+        self._raised = self._interrupted = ""
         self._has_saved = False
         self._last_path = self.directory
         self._is_told_of_ranks = False
@@ -142,6 +144,7 @@ class Checkpointer:
         self._stats: deque[SaveStats] = deque(maxlen=_STATS_LIMIT)
         self._closed = False
         self._preempted: Came | None = None
+        self._requests = Requests(self.directory)
         self._signals = Signals(save.signals, save.endings) if save.signals or save.endings else None
 
     def __enter__(self) -> Self:
@@ -157,6 +160,9 @@ class Checkpointer:
             return
         try:
             try:
+                if not isinstance(error, Preempted):
+                    self._raised = type(error).__name__ or "an exception"
+                    self._interrupted = flaws.interrupted_update(error)
                 if not self._closed and (came := self._end_asked_for()) is not None:
                     self._saved_before_end(came, self._running_epoch())
                 if not self._closed and self._preempted is None:
@@ -181,8 +187,9 @@ class Checkpointer:
         what ``resume_from=`` means is taken instead; if that is not given, the run starts afresh. Which of these it is,
         is told in a line: in the log, or on standard error where no logging is set up.
 
-        Checkpoints that do not verify are skipped with a warning that says why, and are left where they are. The run
-        goes on under its old identity: the checkpoints that it wrote before count for ``keep`` again.
+        Checkpoints that do not verify are skipped with a warning that says why, and are left where they are; so are
+        those that were saved at an exception, with a flaw (``Record.flaw``). The run goes on under its old identity:
+        the checkpoints that it wrote before count for ``keep`` again.
 
         Nothing is changed before the state has been found to fit. Then the file is read once, and verified on its way
         into the tensors that are there; damage found on the way is made good by the next older checkpoint. Keys of
@@ -203,8 +210,8 @@ class Checkpointer:
 
         Raises:
             RunAliveError: another living process saves as the run to go on with. It was waited for, for some seconds.
-            RestoreError: there are checkpoints and none verifies; says what was tried. If it says so, the objects in
-                ``state`` may hold parts of a damaged one, and must not be used.
+            RestoreError: there are checkpoints, and none verifies that has no flaw; says what was tried. If it says so,
+                the objects in ``state`` may hold parts of a damaged one, and must not be used.
             StateMismatchError: the newest sound one is of another model or optimizer, or cannot be gone on from exactly
                 although ``strict=True``; nothing was restored, unless it says that the objects may hold parts of it.
             CheckpointError: it needs a class that is neither safe nor in ``trust``, or cannot be built; or what
@@ -304,7 +311,7 @@ class Checkpointer:
         if not self._has_memory:
             self._prepare_memory()
         try:
-            self._decide(EventKind.STEP, p.epoch)
+            self._decide(EventKind.STEP, p.epoch, cause=REQUEST_NAME if self._requests.taken() else "")
         finally:
             self._answer_signal(p.epoch)
 
@@ -413,12 +420,14 @@ class Checkpointer:
         return tuple(self._stats)
 
     def latest(self) -> Record | None:
-        """Return the durable checkpoint that was saved last, or ``None``."""
-        records = self.records()
-        return records[-1] if records else None
+        """Return the durable checkpoint without a flaw that was saved last, at an exception or not, or ``None``."""
+        return next((record for record in reversed(self.records()) if not record.flaw), None)
 
     def best(self, metric: str, mode: Mode = "min") -> Record | None:
-        """Return the durable checkpoint with the best ``metric``, the earlier of equals; ``None`` if none has it."""
+        """Return the durable checkpoint with the best ``metric``, the earlier of equals; ``None`` if none has it.
+
+        One that was saved at an exception is never the best.
+        """
         return best_of(self.records(), metric, mode)
 
     def _decide(self, kind: EventKind, epoch: int, *, cause: str = "", pinned: bool = False) -> None:
@@ -446,7 +455,7 @@ class Checkpointer:
             step_s, self._step_ended_s = now - self._step_ended_s, now
         elif kind in _FILENAMES:  # a name without metrics: some may not be measured yet
             template = _FILENAMES[kind]
-        if kind is EventKind.EXCEPTION:  # what was measured may be of other weights than the exception leaves
+        if self._raised:  # what was measured may be of other weights than the exception leaves
             metrics = Measured({})
         event = Event(kind, p.step, epoch, (p.step, p.epoch, p.batch), now, step_s, metrics, cause=cause)
         state, decision = schedule.decide(self._save_policy, self._schedule, event, (template,))
@@ -521,12 +530,17 @@ class Checkpointer:
         (stem,) = decision.names
         self._run.miss(self._run.missing())
         self._warn_of_ranks()
+        state, excluded = self._captured()
+        flaw = self._flaw(state)
         own = {record.path: record for record in self._run.ledger.records}
-        same_step = {path for path, record in own.items() if record.step == event.step}
+        same_step = {
+            path
+            for path, record in own.items()
+            if record.step == event.step and (not self._raised or (record.emergency and (record.flaw or not flaw)))
+        }
         name = first_free(
             stem, lambda name: self.directory / name not in same_step and self._run.taken(self.directory / name)
         )
-        state, excluded = self._captured()
         came = self._preempted if event.kind is EventKind.PREEMPTION else None
         lightened = Lightened() if came is None else self._lightened(state, came)
         snapshot = Snapshot(
@@ -538,6 +552,8 @@ class Checkpointer:
             pinned,
             excluded=excluded | lightened.excluded,
             inexact=self._inexact() | lightened.inexact,
+            emergency=self._raised,
+            flaw=flaw,
         )
         is_whole = not lightened.inexact  # else nothing goes for it
         proposed = self._run.ledger.propose(
@@ -554,6 +570,12 @@ class Checkpointer:
         has_ended = self._run.save(state, snapshot, names, proposed, self._live)
         self._has_saved, self._last_path = True, self.directory / name
         return has_ended
+
+    def _flaw(self, state: Mapping[str, Any]) -> str:
+        """Return what speaks against going on from ``state``, where an exception has left it."""
+        kinds = (torch.nn.Module, torch.optim.Optimizer)
+        numbers = {entry: state[entry] for entry, target in self._state.items() if isinstance(target, kinds)}
+        return (self._interrupted or flaws.holding_nan(numbers)) if self._raised else ""
 
     def _inexact(self) -> dict[str, str]:
         """Return what cannot be put back exactly, and warn of it once, hours before it is needed."""

@@ -175,6 +175,11 @@ def difference(target: object, saved: object) -> tuple[str, str, str] | None:
     return target.difference(saved) if isinstance(target, Tensor | Generator) else None
 
 
+def kind_of(target: object) -> str:
+    """Return what an entry is to whoever gave it."""
+    return type(target.loader if isinstance(target, Position) else target).__name__
+
+
 def changed(target: object, saved: Any) -> str | None:
     """Return why the run does not go on from ``target`` exactly as it would have, ``None`` if it does."""
     return target.changed(saved) if isinstance(target, Position | Value) else None

@@ -22,6 +22,7 @@ import torch
 from torch.utils.data import DataLoader, IterableDataset
 
 from safepoint.randomness import has_rng_state, rng_state, set_rng_state
+from safepoint.workers import begun
 
 _MOST = 1 << 48
 _MOST_GENERATORS = 4
@@ -47,12 +48,19 @@ class Position:
         self._marked: int | None = None
         self._has_workers = False
         self._resume: dict[str, Any] | None = None
-        if _POSITION not in vars(loader):
+        if not hasattr(type(loader), _POSITION):
             kind: Any = type(loader)
             loader.__class__ = _followed(kind)
         vars(loader)[_POSITION] = weakref.ref(
             self
         )  # workers that persist end with the loader, and not a collection later
+
+    def release(self) -> None:
+        """Give the loader back the class that it had, if this is what follows it."""
+        found = vars(self.loader).get(_POSITION)
+        if found is not None and found() is self:
+            del vars(self.loader)[_POSITION]
+            self.loader.__class__ = type(self.loader).__base__
 
     def mark(self) -> None:
         """Take note that everything handed out so far has been trained on."""
@@ -71,7 +79,7 @@ class Position:
     @property
     def inexact(self) -> str | None:
         """What cannot be put back exactly, whatever is done; ``None`` if all can."""
-        if _is_stateful(self.loader):
+        if is_stateful(self.loader):
             return None
         if isinstance(self.loader.dataset, IterableDataset):
             return (
@@ -101,7 +109,7 @@ class Position:
             "sampler": sampler_state(self.loader)[0],
             "length": _length(self.loader),
             "batch_size": self.loader.batch_size,
-            "own": self.loader.state_dict() if _is_stateful(self.loader) else None,  # type: ignore[attr-defined]
+            "own": self.loader.state_dict() if is_stateful(self.loader) else None,  # type: ignore[attr-defined]
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -114,7 +122,7 @@ class Position:
         if (problem := problem_of(state)) is not None:
             raise ValueError(problem)
         _put_back(self.loader, state)
-        if _is_stateful(self.loader) and state["own"] is not None:
+        if is_stateful(self.loader) and state["own"] is not None:
             self.loader.load_state_dict(state["own"])  # type: ignore[attr-defined]
         self._iteration, self._began, self._resume = _nothing, None, state
         self._marked = 0 if state["is_marked"] else None
@@ -132,32 +140,39 @@ class Position:
                 told.append(f"{here} processes share its samples here, and {saved} did")
         elif (sampler is None) is not (before is None):
             told.append("its sampler has a state in one of the two places only")
-        if _is_stateful(self.loader) is (state["own"] is None):
+        if is_stateful(self.loader) is (state["own"] is None):
             told.append(f"a {type(self.loader).__name__} keeps its position in another way than what was saved")
         return "; ".join(told) or None
 
     def iterate(self, begin: Begin) -> _Iteration:
         """Return the next iteration, which ``begin`` begins."""
         state, self._resume = self._resume, None
-        if state is not None and state["own"] is not None and _is_stateful(self.loader):
+        begins = _nothing
+        if state is not None and state["own"] is not None and is_stateful(self.loader):
             inner, count = self._own_way_on(begin, state)
         elif state is not None and state["began"] is not None:
             self._began, count = state["began"], state["batches"]
             with generators_kept(self.loader):
                 inner = begun_again(self.loader, begin, state["began"], self._batches_before(state))
         else:
-            self._began = beginning(
+            began = self._began = beginning(
                 self.loader, has_workers=bool(self._has_workers or (state or {}).get("has_workers"))
             )
+            if not self.loader.num_workers and not isinstance(self.loader.dataset, IterableDataset):
+                begins = functools.partial(self._note_late, began)  # nothing asks for indices before
             if self._began["has_workers"] and not self._has_workers:
                 with generators_kept(self.loader):
                     begin()
             inner, count = begin(), 0
         self._has_workers = keeps_workers(self.loader)
-        iteration = _Iteration(inner, count)
+        iteration = _Iteration(inner, count, begins)
         self._marked = None if self._marked is None else count
         self._iteration = weakref.ref(iteration)
         return iteration
+
+    def _note_late(self, began: dict[str, Any]) -> None:
+        """Note that an iteration begins to draw indices now: others may have drawn since it was asked for."""
+        began |= {**beginning(self.loader, has_workers=began["has_workers"]), "is_late": True}
 
     def _own_way_on(self, begin: Begin, state: dict[str, Any]) -> tuple[Iterator[Any], int]:
         """Go on with a loader that keeps its position itself, and draws nothing for that."""
@@ -181,10 +196,11 @@ class Position:
 
 
 class _Iteration:
-    """Count what ``inner`` hands out, from ``count`` on."""
+    """Count what ``inner`` hands out, from ``count`` on; ``begins`` is called before the first."""
 
-    def __init__(self, inner: Iterator[Any], count: int) -> None:
+    def __init__(self, inner: Iterator[Any], count: int, begins: Callable[[], None]) -> None:
         self._inner = inner
+        self._begins: Callable[[], None] | None = begins
         self.count = count
         self.is_open = True
 
@@ -192,6 +208,9 @@ class _Iteration:
         return self
 
     def __next__(self) -> Any:
+        if self._begins is not None:
+            self._begins()
+            self._begins = None
         try:
             found = next(self._inner)
         except StopIteration:
@@ -249,6 +268,9 @@ def begun_again(loader: DataLoader[Any], begin: Begin, began: Mapping[str, Any],
         _put_back(loader, began)
         passing.batches = batches
         inner = begin()
+        if began.get("is_late"):
+            set_rng_state(began["rng"])
+            _put_back(loader, began)
     for _ in range(batches if isinstance(loader.dataset, IterableDataset) else 0):
         next(inner, None)
     return inner
@@ -347,10 +369,12 @@ def _followed(base: type[Any]) -> type[Any]:
 
     class Followed(base):  # type: ignore[misc]
         def __iter__(self) -> Iterator[Any]:
-            position: Position | None = vars(self)[_POSITION]()
-            begin: Begin = super().__iter__
+            reference = vars(self).get(_POSITION)  # one that was made from another has none
+            position: Position | None = None if reference is None else reference()
+            begin: Begin = functools.partial(begun, super().__iter__)
             return begin() if position is None else position.iterate(begin)
 
+    setattr(Followed, _POSITION, None)
     return _named_like(base, Followed)
 
 
@@ -408,7 +432,8 @@ def _put_back(loader: DataLoader[Any], state: Mapping[str, Any]) -> None:
             sampler.load_state_dict(state["sampler"])
 
 
-def _is_stateful(target: Any) -> bool:
+def is_stateful(target: Any) -> bool:
+    """Tell whether ``target`` keeps a state itself."""
     return callable(getattr(target, "state_dict", None)) and callable(getattr(target, "load_state_dict", None))
 
 
@@ -420,9 +445,9 @@ def _samplers(loader: DataLoader[Any]) -> tuple[Any, ...]:
 
 def _stateful_samplers(loader: DataLoader[Any]) -> tuple[Any, ...]:
     """Return the sampler of ``loader`` that has a state of its own, if one has; a stateful loader sees to it itself."""
-    if _is_stateful(loader):
+    if is_stateful(loader):
         return ()
-    return tuple(sampler for sampler in _samplers(loader) if _is_stateful(sampler))[:1]
+    return tuple(sampler for sampler in _samplers(loader) if is_stateful(sampler))[:1]
 
 
 def _generators(loader: DataLoader[Any]) -> tuple[torch.Generator, ...]:

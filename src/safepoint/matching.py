@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from safepoint.entries import changed, difference
+from safepoint.entries import Stateless, changed, difference, kind_of
 from safepoint.errors import in_line, shortened
 from safepoint.excluded import below, put_in
 from safepoint.in_place import has_own_way, own_ways
@@ -108,11 +108,7 @@ class _Comparison:
     def look_at(self, name: str, target: object) -> None:
         """Compare one entry of ``state=``."""
         if name not in self._saved:
-            if name not in self._manifest.inexact:  # else the save has left it out, and says so
-                self._missing.append(Difference(name, "", type(target).__name__, ""))
-                if isinstance(target, torch.nn.Module):
-                    self._note_altered(name, target, dict(target.named_parameters(remove_duplicate=False)))
-                    self._unmatched.append(name)
+            self._look_at_missing(name, target)
             return
         saved = self._saved[name]
         if isinstance(target, torch.nn.Module):
@@ -124,6 +120,17 @@ class _Comparison:
             self._take(name, found)
             if found is None and (why := changed(target, saved)) is not None:
                 self._inexact[name] = why
+
+    def _look_at_missing(self, name: str, target: object) -> None:
+        if name in self._manifest.inexact:  # the save has left it out, and says so
+            return
+        if isinstance(target, Stateless):
+            self._inexact[name] = target.inexact
+            return
+        self._missing.append(Difference(name, "", kind_of(target), ""))
+        if isinstance(target, torch.nn.Module):
+            self._note_altered(name, target, dict(target.named_parameters(remove_duplicate=False)))
+            self._unmatched.append(name)
 
     def look_at_parameters(self, name: str, optimizer: torch.optim.Optimizer) -> None:
         """Leave an optimizer alone if a parameter of its is another one than it was: its state would be another's."""
@@ -141,13 +148,13 @@ class _Comparison:
     def report(self, objects: Mapping[str, object]) -> RestoreReport:
         """Return what was found."""
         wanted, restored = self._wanted, set(self._restored)
-        inexact = self._inexact | {
+        not_exact = self._inexact | {
             name: why
             for name, why in self._manifest.inexact.items()
             if name in wanted.entries or (wanted.whole and name not in objects)
         }
         if wanted.whole:
-            inexact |= self._own_inexact()
+            not_exact |= self._own_inexact()
             self._unexpected += (
                 Difference(in_line(shortened(str(name))), "", "", type(value).__name__)
                 for name, value in self._saved.items()
@@ -161,7 +168,7 @@ class _Comparison:
             missing=tuple(self._missing),
             unexpected=tuple(self._unexpected),
             reshaped=tuple(self._reshaped),
-            inexact=inexact,
+            inexact=not_exact,
         )
 
     def problem(self, report: RestoreReport, objects: Mapping[str, object]) -> str:

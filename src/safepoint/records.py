@@ -153,6 +153,8 @@ class Record:
     (strictly rising within a run), ``reasons`` why it was saved, ``run`` the identity of the run that wrote it.
     ``metrics`` were measured on its very weights, but for those in ``measured_at``, which were at an earlier step.
     ``stats`` is what the save cost, if known: a checkpoint cannot hold that of itself, but a later one of its run does.
+    ``emergency`` is the class name of the exception at which it was saved, if it was: such a one counts for no policy
+    and is never the best. ``flaw`` says why its state is not to be gone on from, "" if nothing speaks against it.
     """
 
     path: Path
@@ -166,6 +168,8 @@ class Record:
     run: str = ""
     measured_at: Mapping[str, int] = field(default_factory=lambda: MappingProxyType({}))
     stats: SaveStats | None = None
+    emergency: str = ""
+    flaw: str = ""
 
 
 @dataclass(frozen=True, slots=True)

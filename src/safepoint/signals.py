@@ -114,12 +114,15 @@ class Signals:
 
 
 @contextlib.contextmanager
-def held_from_children() -> Iterator[None]:
-    """Let what is forked meanwhile inherit a mask of the signals that any ``Signals`` notes; here, they come late."""
+def held_from_children() -> Iterator[bool]:
+    """Let what is forked meanwhile inherit a mask of the signals that any ``Signals`` notes; here, they come late.
+
+    Gives whether there are any.
+    """
     numbers = frozenset(number for each in _open_ones for number in each.numbers)
     before = signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
     try:
-        yield
+        yield bool(numbers)
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 

@@ -301,7 +301,9 @@ def train_end() -> SavePolicy:
 def exception() -> SavePolicy:
     """Save when an exception, KeyboardInterrupt included, ends the ``with Checkpointer(...)`` block.
 
-    What is saved is the state as the exception left it, under the step counted last; unless that step is saved.
+    What is saved is the state as the exception left it, under the step counted last; unless that step is saved. It is
+    marked (``Record.emergency``), counts for no preservation policy, and goes once the run has saved again. If it holds
+    NaN, or an optimizer was interrupted in its step, ``Record.flaw`` says so, and ``restore()`` passes over it.
     """
     return OnException()
 

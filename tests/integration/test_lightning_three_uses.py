@@ -26,6 +26,8 @@ from models import (
     trainer,
 )
 
+from safepoint.integrations.exactness import KEY
+
 pytestmark = OLD_TREESPEC
 
 BEST: dict[str, Any] = {
@@ -112,6 +114,7 @@ def test_use_writes_the_content_of_the_original(
     for path in whole_checkpoints(tmp_path / "ours"):
         expected = torch.load(tmp_path / "theirs" / path.name, weights_only=True)
         actual = torch.load(path, weights_only=True)
+        assert (actual.pop(KEY, None) is not None) is ("callbacks" in actual)  # in a whole checkpoint, for its resume
         their_callbacks, our_callbacks = expected.pop("callbacks", {}), actual.pop("callbacks", {})
         assert differences(expected, actual) == [], path.name
         # Ours already names itself where theirs is still without the file that it is in: only the keys can agree.

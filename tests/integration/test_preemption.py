@@ -181,17 +181,23 @@ def test_error_on_its_way_is_not_hidden(tmp_path: Path) -> None:
         signal.raise_signal(signal.SIGTERM)
         1 / 0  # noqa: B018 - the error
     assert reasons(tmp_path) == ["preempted: SIGTERM"]
+    assert Catalog.of(tmp_path).records[0].emergency == "ZeroDivisionError"  # perhaps in the middle of a step
 
 
 def test_failed_save_is_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """The exception says that there is nothing to go on from, and has the error as its context."""
-    with pytest.raises(Preempted) as caught, checkpointer(tmp_path / "run") as saver:
+    """The exception says that there is nothing to go on from; an exception's save does not try once more."""
+    policy = when.preempted() | when.exception()
+    with pytest.raises(Preempted) as caught, checkpointer(tmp_path / "run", save=policy) as saver:
         (tmp_path / "run").write_text("in the way")
         signal.raise_signal(signal.SIGTERM)
-        saver.step()
+        try:
+            saver.step()
+        finally:
+            (tmp_path / "run").unlink()
     assert caught.value.path is None
     assert "could not be saved" in str(caught.value)
     assert any("was not saved" in message for message in caplog.messages)
+    assert not (tmp_path / "run").exists()
 
 
 def test_signal_named_by_both_goes_to_the_one_that_goes_on(tmp_path: Path) -> None:

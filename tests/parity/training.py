@@ -17,6 +17,8 @@ from typing import Any
 import torch
 from models import BATCHES_PER_EPOCH, Framework, differences, listing, loader, modulo_directory, shown, trainer
 
+from safepoint.integrations.exactness import KEY
+
 LOSSES = (1.5, 1.2, 1.3, 0.98, 1.1, 1.05)
 ACCURACIES = (0.2, 0.5, 0.4, 0.5, 0.7, 0.6)
 
@@ -123,13 +125,14 @@ def disagreements(case: Case, framework: Framework, directory: Path) -> list[str
 def content(path: Path) -> dict[str, Any]:
     """Return what a file holds, with file names in the place of paths.
 
-    Left out is ``last_model_path`` in the state of callbacks: where one step has two names, the framework's class
+    Left out is what Safepoint adds for an exact resume, and ``last_model_path`` in the state of callbacks: where one step has two names, the framework's class
     writes two files of which the first does not know the second's name yet; here it is one file. For the same reason,
     of several callbacks only the state of the one is compared that calls the file its own.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         loaded = torch.load(path, weights_only=False)
+    loaded.pop(KEY, None)
     states = {key: state for key, state in loaded.get("callbacks", {}).items() if "last_model_path" in state}
     for key, state in states.items() if len(states) > 1 else ():
         own = (*state["best_k_models"], state["best_model_path"], state["last_model_path"])

@@ -40,8 +40,20 @@ LEVELS = (
     ),
     ("schedule", "ledger", "measured", "grace"),
     ("state",),
-    ("stores", "signals", "transfer", "capture", "randomness", "loaders", "data", "ranks", "reader"),
-    ("frozen", "excluded", "sealing"),
+    (
+        "stores",
+        "signals",
+        "transfer",
+        "capture",
+        "randomness",
+        "loaders",
+        "data",
+        "ranks",
+        "reader",
+        "requests",
+        "workers",
+    ),
+    ("frozen", "excluded", "sealing", "flaws"),
     (
         "lighter",
         "deferral",
@@ -86,6 +98,7 @@ TORCH = {
     "checkpointer",
     "deferral",
     "excluded",
+    "flaws",
     "frozen",
     "lighter",
     "staging",
@@ -122,6 +135,8 @@ TORCH_FREE = (
     "stores.local",
     "cli",
     "cli.app",
+    "cli.save_now",
+    "requests",
 )
 
 

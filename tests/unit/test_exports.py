@@ -30,6 +30,7 @@ def test_exports_are_frozen() -> None:
         "SaveError",
         "SaveStats",
         "StateMismatchError",
+        "data",
         "keep",
         "load",
         "verify",

@@ -16,6 +16,7 @@ from safepoint.run import Run
 from safepoint.writer import Names
 
 if TYPE_CHECKING:
+    from safepoint.integrations.exactness import Exactness
     from safepoint.integrations.framework import Framework
 
 WEIGHT_ENTRIES = ("state_dict", "current_model_state")
@@ -50,6 +51,7 @@ class Exchange:
     def __init__(self) -> None:
         self.requests: list[Request] = []
         self.claims: list[Callable[[Path], None]] = []  # of those that are about to resume
+        self.exactness: Exactness | None = None
         self._excluder = Excluder()
         self._pipelines: dict[tuple[Path, Options], Pipeline] = {}
 
@@ -69,9 +71,12 @@ class Exchange:
             pipeline.identity = identity
 
     def leave(self, run: Run) -> None:
-        """Let go of a run that has ended, and of its pipeline's memory with the last one."""
+        """Let go of a run that has ended, and of its pipeline's memory and the trainer's loaders with the last one."""
         run.leave()
         self._pipelines = {key: pipeline for key, pipeline in self._pipelines.items() if pipeline.books}
+        if not self._pipelines and self.exactness is not None:
+            self.exactness.leave()
+            self.exactness = None
 
     def _pipelines_in(self, directory: Path) -> list[Pipeline]:
         return [pipeline for (there, _), pipeline in self._pipelines.items() if there == directory]

@@ -117,9 +117,26 @@ def deferred(directory: Path) -> None:
     train(directory, width=200, staging="deferred", save=when.every(steps=5) | when.preempted(), keep=keep.latest(2))
 
 
+def asked(directory: Path) -> None:
+    """Save nothing but the first step, and what is asked for."""
+    train(directory, save=when.first_step() | when.preempted())
+
+
 WAYS: dict[str, Callable[[Path], None]] = {
     way.__name__: way
-    for way in (train, with_cleaning, raising, chained, closing, failing, slow, short_of_time, streamed, deferred)
+    for way in (
+        train,
+        with_cleaning,
+        raising,
+        chained,
+        closing,
+        failing,
+        slow,
+        short_of_time,
+        streamed,
+        deferred,
+        asked,
+    )
 }
 
 if __name__ == "__main__":
