@@ -308,6 +308,18 @@ def test_signal_that_ends_the_run_makes_a_broken_state_no_better(tmp_path: Path)
     assert [(record.emergency, record.flaw) for record in records(tmp_path / "a").values()] == [("", "")]
 
 
+def test_end_that_was_asked_for_is_no_emergency(tmp_path: Path) -> None:
+    """Of two checkpointers, the one that only hears of it by what the other raises saves an ordinary checkpoint."""
+    policy = when.preempted(signals=["SIGUSR2"])
+    one, other = saver(tmp_path / "a", Training(), policy), saver(tmp_path / "b", Training(), policy)
+    with pytest.raises(safepoint.Preempted), one, other:
+        one.step()
+        other.step()
+        os.kill(os.getpid(), signal.SIGUSR2)
+        other.epoch_end()
+    assert [record.emergency for at in ("a", "b") for record in records(tmp_path / at).values()] == ["", ""]
+
+
 @pytest.mark.parametrize("pick", ["latest", "best:loss", "best:loss:max"])
 def test_another_run_starts_from_no_flaw_and_from_no_emergency_as_the_best(tmp_path: Path, pick: str) -> None:
     """``resume_from=`` passes over the same checkpoints, and ranks the same."""

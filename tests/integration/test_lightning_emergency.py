@@ -375,6 +375,17 @@ def test_where_nothing_was_trained_nothing_is_saved(framework: Framework, tmp_pa
 
 
 @ONLY_LIGHTNING
+def test_dry_run_saves_nothing(framework: Framework, tmp_path: Path) -> None:
+    """What ``fast_dev_run`` trains is for nobody."""
+    broken = stop(framework, "on_train_batch_end", epoch=0)
+    trainer = models.trainer(framework, checkpoint(framework, tmp_path), broken, fast_dev_run=3)
+    with pytest.raises(BrokenError):
+        trainer.fit(models.model(framework, LOSSES), models.loader(), models.loader())
+    assert trainer.global_step == 2
+    assert names(tmp_path) == []
+
+
+@ONLY_LIGHTNING
 def test_half_a_resume_is_not_saved(framework: Framework, tmp_path: Path) -> None:
     """A run whose optimizer does not fit has other weights and a step by then: the last good one is left alone."""
     fit(framework, checkpoint(framework, tmp_path), epochs=1)
@@ -383,10 +394,14 @@ def test_half_a_resume_is_not_saved(framework: Framework, tmp_path: Path) -> Non
         def configure_optimizers(self) -> Any:
             return torch.optim.Adam([{"params": [each]} for each in self.parameters()])
 
-    before = {path: path.stat().st_ino for path in tmp_path.iterdir()}
-    error = fit(framework, checkpoint(framework, tmp_path), module=Module(), ckpt_path="last")
-    assert type(error) is ValueError
-    assert {path: path.stat().st_ino for path in tmp_path.iterdir()} == before
+    before = {path: path.stat().st_ino for path in tmp_path.iterdir() if path.is_file()}
+    callback = checkpoint(framework, tmp_path / "other")
+    assert fit(framework, callback, epochs=1) is None
+    for each in (checkpoint(framework, tmp_path), callback):
+        error = fit(framework, each, module=Module(), ckpt_path=tmp_path / "last.ckpt")
+        assert type(error) is ValueError
+    assert names(tmp_path / "other") == [FIRST, "last.ckpt"]
+    assert {path: path.stat().st_ino for path in tmp_path.iterdir() if path.is_file()} == before
 
 
 @pytest.mark.parametrize("function", ["test", "validate"])

@@ -125,9 +125,10 @@ def disagreements(case: Case, framework: Framework, directory: Path) -> list[str
 def content(path: Path) -> dict[str, Any]:
     """Return what a file holds, with file names in the place of paths.
 
-    Left out is what Safepoint adds for an exact resume, and ``last_model_path`` in the state of callbacks: where one step has two names, the framework's class
-    writes two files of which the first does not know the second's name yet; here it is one file. For the same reason,
-    of several callbacks only the state of the one is compared that calls the file its own.
+    Left out is what Safepoint adds for an exact resume, and ``last_model_path`` in the state of callbacks: where one
+    step has two names, the framework's class writes two files of which the first does not know the second's name yet;
+    here it is one file. For the same reason, of several callbacks only the state of the one is compared that calls the
+    file its own.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

@@ -113,14 +113,17 @@ TORCH = {
     "restore",
     "pipeline",
     "randomness",
+    "integrations.exactness",
     "integrations.model_checkpoint",
     "integrations.resume",
     "integrations.saving",
+    "integrations.tally",
     "integrations.top_k",
 }
 FRAMEWORKS = {"lightning", "pytorch_lightning"}
-THREADS = {"background", "writer", "staging", "deferral", "stores.direct", "stores.lease", "stores.memory"}
-"""``background`` starts threads; the others hold futures, a condition, a lock, and the store for tests an event."""
+THREADS = {"background", "writer", "staging", "deferral", "stores.direct", "stores.lease", "stores.memory", "workers"}
+"""``background`` starts threads, and loaders the processes of ``workers``; the others hold futures, a condition, a
+lock, and the store for tests an event."""
 TORCH_FREE = (
     "",
     "when",

@@ -242,8 +242,8 @@ class ModelCheckpointBody(Deciding):
 
     def _has_trained(self, trainer: Any) -> bool:
         """Tell whether a fit has come to a step that is neither saved nor the one that it was resumed from."""
-        is_fitting = self._is_training and trainer.state.fn == "fit" and not trainer.fast_dev_run
-        return is_fitting and trainer.global_step not in (self._last_global_step_saved, self._restored_step)
+        unsaved = trainer.global_step not in (self._last_global_step_saved, self._restored_step)
+        return self._is_training and unsaved and not trainer.fast_dev_run
 
     def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:  # noqa: ARG002 - the framework's signature
         """Return when everything is durable, and end the background thread."""
