@@ -12,11 +12,11 @@ from typing import Any
 import torch
 
 import safepoint
-from safepoint import restore
+from safepoint import entries, restore
 from safepoint.catalog import Catalog
-from safepoint.checkpointer import OWN_ENTRY
 from safepoint.naming import TEMPORARY_PREFIX
 from safepoint.records import Record
+from safepoint.training_state import OWN_ENTRY
 from safepoint.wanted import Wanted
 
 NOTHING: Mapping[str, float] = MappingProxyType({})
@@ -82,7 +82,7 @@ def _assert_restored(catalog: Catalog, newest: Path) -> None:
 
 def _restore(catalog: Catalog, state: dict[str, Any]) -> None:
     if OWN_ENTRY in state and "loops" not in state:  # which a framework restores
-        objects = {name: value for name, value in state.items() if name != OWN_ENTRY}
+        objects = entries.adapted({name: value for name, value in state.items() if name != OWN_ENTRY})
         wanted = Wanted(tuple(objects), OWN_ENTRY, catalog.directory)
         restored = restore.restore_first(objects, restore.Candidates.newest_first(catalog), wanted)
         assert restored is not None

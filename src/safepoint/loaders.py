@@ -371,7 +371,7 @@ def _followed(base: type[Any]) -> type[Any]:
         def __iter__(self) -> Iterator[Any]:
             reference = vars(self).get(_POSITION)  # one that was made from another has none
             position: Position | None = None if reference is None else reference()
-            begin: Begin = functools.partial(begun, super().__iter__)
+            begin: Begin = functools.partial(begun, self, super().__iter__)
             return begin() if position is None else position.iterate(begin)
 
     setattr(Followed, _POSITION, None)

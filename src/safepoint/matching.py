@@ -320,7 +320,7 @@ def _shape_of(value: Any) -> tuple[int, ...] | None:
 
 def _shape(value: Any) -> str:
     shape = _shape_of(value)
-    return type(value).__name__ if shape is None else str(tuple(shape))
+    return f"{type(value).__name__} without a shape" if shape is None else str(tuple(shape))
 
 
 def _is_inflated(tensor: torch.Tensor) -> bool:

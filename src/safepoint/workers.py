@@ -14,6 +14,7 @@ from __future__ import annotations
 import atexit
 import weakref
 from collections.abc import Callable, Iterator
+from multiprocessing import forkserver, get_context, resource_tracker
 from typing import Any
 
 from safepoint.signals import held_from_children
@@ -21,11 +22,13 @@ from safepoint.signals import held_from_children
 _begun: weakref.WeakSet[Any] = weakref.WeakSet()
 
 
-def begun(begin: Callable[[], Iterator[Any]]) -> Iterator[Any]:
-    """Return what ``begin`` returns, the iterator of a loader; the workers that it forks are left to the run alone.
+def begun(loader: Any, begin: Callable[[], Iterator[Any]]) -> Iterator[Any]:
+    """Return what ``begin`` returns, the iterator of ``loader``; the workers that it forks are left to the run alone.
 
-    Only where a ``Checkpointer`` answers signals; workers of loaders that begin elsewhere are not covered.
+    Only where a ``Checkpointer`` answers signals. Not covered are loaders that begin elsewhere, and workers that a fork
+    server forks, which is not this process.
     """
+    _start_what_is_shared(loader)
     with held_from_children() as is_held:
         iterator = begin()
     if is_held and (workers := getattr(iterator, "_workers", ())):
@@ -36,6 +39,18 @@ def begun(begin: Callable[[], Iterator[Any]]) -> Iterator[Any]:
             atexit.register(_end)  # after multiprocessing's own, and so before it
         _begun.add(iterator)
     return iterator
+
+
+def _start_what_is_shared(loader: Any) -> None:
+    """Start the processes that ``multiprocessing`` starts besides, while nothing is masked: others use them, too.
+
+    The first start of the resource tracker would also take the mask away.
+    """
+    method = (loader.multiprocessing_context or get_context()).get_start_method()
+    if loader.num_workers and method != "fork":
+        resource_tracker.ensure_running()
+        if method == "forkserver":
+            forkserver.ensure_running()
 
 
 def _end() -> None:

@@ -65,6 +65,12 @@ def test_report_tells_what_is_not_exact() -> None:
     assert str(report).splitlines()[1:] == ["not exactly as it was:", "  loader: has no state"]
 
 
+def test_report_tells_thirty_parts_that_are_not_exact() -> None:
+    """A file can say so of any number."""
+    lines = str(RestoreReport(inexact={f"part {number}": "left out" for number in range(35)})).splitlines()
+    assert lines[-2:] == ["  part 29: left out", "  and 5 more"]
+
+
 def test_progress_is_a_sentence() -> None:
     """What was restored, from which file, and where the run goes on."""
     report = RestoreReport(Path("/runs/a"), restored=("model", "optimizer"))

@@ -93,27 +93,42 @@ def test_workers_end_with_a_run_that_is_killed(tmp_path: Path, begin: Begin) -> 
     assert not any(map(is_alive, pids))
 
 
-def test_other_children_are_not_masked(tmp_path: Path) -> None:
-    """Only the workers of a loader in ``state=`` are, and only while a run answers signals."""
-    loader: DataLoader[int] = DataLoader(range(4), num_workers=1)  # type: ignore[arg-type]
-    masks = "SigBlk:\t"
+def blocked(pid: int) -> int:
+    """Return the signals that a process has masked, as bits."""
+    masks, status = "SigBlk:\t", Path(f"/proc/{pid}/status").read_text().splitlines()
+    return int(next(line.removeprefix(masks) for line in status if line.startswith(masks)), 16)
 
-    def mask(pid: int) -> int:
-        status = Path(f"/proc/{pid}/status").read_text().splitlines()
-        return int(next(line.removeprefix(masks) for line in status if line.startswith(masks)), 16)
 
-    term = 1 << (signal.SIGTERM - 1)
+TERM_BIT = 1 << (signal.SIGTERM - 1)
+
+
+@pytest.mark.parametrize(("method", "is_masked"), [("spawn", True), ("forkserver", False)])
+def test_workers_that_are_not_forked_here(tmp_path: Path, method: str, *, is_masked: bool) -> None:
+    """Those that are spawned are masked, too; those of a fork server, which serves others as well, are not."""
+    loader = DataLoader(range(4), num_workers=1, multiprocessing_context=method)  # type: ignore[arg-type, var-annotated]
     state = {"model": torch.nn.Linear(1, 1), "loader": loader}
     with Checkpointer(tmp_path, state=state, save=when.preempted(), keep=keep.all()):
         iterator = iter(loader)
         (worker,) = multiprocessing.active_children()
         assert worker.pid is not None
-        assert mask(worker.pid) & term
-        assert not mask(os.getpid()) & term
+        assert bool(blocked(worker.pid) & TERM_BIT) is is_masked
+        del iterator
+
+
+def test_other_children_are_not_masked(tmp_path: Path) -> None:
+    """Only the workers of a loader in ``state=`` are, and only while a run answers signals."""
+    loader: DataLoader[int] = DataLoader(range(4), num_workers=1)  # type: ignore[arg-type]
+    state = {"model": torch.nn.Linear(1, 1), "loader": loader}
+    with Checkpointer(tmp_path, state=state, save=when.preempted(), keep=keep.all()):
+        iterator = iter(loader)
+        (worker,) = multiprocessing.active_children()
+        assert worker.pid is not None
+        assert blocked(worker.pid) & TERM_BIT
+        assert not blocked(os.getpid()) & TERM_BIT
         child = multiprocessing.get_context("fork").Process(target=time.sleep, args=(600,))
         child.start()
         assert child.pid is not None
-        assert not mask(child.pid) & term
+        assert not blocked(child.pid) & TERM_BIT
         os.kill(child.pid, signal.SIGUSR1)  # ignored there: it is for the run
         time.sleep(0.2)
         assert child.is_alive()
@@ -121,10 +136,10 @@ def test_other_children_are_not_masked(tmp_path: Path) -> None:
         child.join()
         assert child.exitcode == -signal.SIGTERM
         del iterator
-    iterator = begun(lambda: iter(loader))
+    iterator = begun(loader, lambda: iter(loader))
     (worker,) = multiprocessing.active_children()
     assert worker.pid is not None
-    assert not mask(worker.pid) & term
+    assert not blocked(worker.pid) & TERM_BIT
     del iterator
 
 

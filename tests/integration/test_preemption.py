@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -33,7 +35,8 @@ def begin() -> Iterator[Begin]:
     begun: list[Other] = []
 
     def start(way: str, directory: Path, under: Sequence[str] = ()) -> Other:
-        begun.append(Other(str(SCRIPT), way, directory, under=under))
+        arguments = (way,) if way.endswith(".py") else (str(SCRIPT), way)
+        begun.append(Other(*arguments, directory, under=under))
         assert begun[-1].answer() == "ready"
         return begun[-1]
 
@@ -130,6 +133,21 @@ def test_every_way_of_staging_is_durable_in_the_end(tmp_path: Path, begin: Begin
     other.process.terminate()
     assert other.process.wait() == TERMINATED
     assert reasons(tmp_path / "run")[-1] in ("preempted: SIGTERM", "every 5 steps")
+
+
+@pytest.mark.parametrize("to_all", [False, True], ids=["to torchrun", "to all"])
+def test_torchrun_ends_its_ranks_in_good_order(tmp_path: Path, begin: Begin, *, to_all: bool) -> None:
+    """The ranks get the signal from torchrun, and from Slurm as well: the first saves while the others still train."""
+    under = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "--no-python")
+    other = begin(str(SCRIPT.with_name("preempted_ranks.py")), tmp_path / "run", under=under)
+    ranks = [int(pid) for pid in Path(f"/proc/{other.pid}/task/{other.pid}/children").read_text().split()]
+    assert len(ranks) == 2
+    for pid in (other.pid, *(ranks if to_all else ())):
+        os.kill(pid, signal.SIGTERM)
+    other.process.communicate(timeout=100)
+    assert other.process.returncode != 0
+    assert reasons(tmp_path / "run") == ["preempted: SIGTERM"]
+    assert Catalog.of(tmp_path / "run").records[0].emergency == ""
 
 
 # In this very process.

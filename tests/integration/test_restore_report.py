@@ -299,6 +299,21 @@ def test_only_takes_the_entries_named(tmp_path: Path) -> None:
     assert records[0].path == progress.path
 
 
+def test_warm_start_in_the_same_directory_is_newer_whatever_the_clock_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the new run saves is the newest, although the clock was set back since the other saved."""
+    clock = iter(range(10**6, 0, -1000))
+    monkeypatch.setattr("safepoint.pipeline.time.time", lambda: float(next(clock)))
+    save(tmp_path, Training().state)
+    with make(tmp_path, Training().state) as checkpointer:
+        checkpointer.restore(only=["model"])
+        with pytest.warns(RuntimeWarning, match="of another run"):
+            checkpointer.step()
+    with make(tmp_path, Training().state) as checkpointer:
+        assert checkpointer.restore().step == 1
+
+
 def test_except_leaves_the_entries_named(tmp_path: Path) -> None:
     """The run goes on, with its step and random state; what is named stays as it is."""
     before = Training(seed=1)

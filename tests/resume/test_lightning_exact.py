@@ -14,7 +14,7 @@ import torch
 from lightning_case import CASES, Case
 from models import FRAMEWORKS, OLD_TREESPEC, Framework, differences
 
-from safepoint.integrations.exactness import KEY, Exactness
+from safepoint.integrations.exactness import Exactness
 
 pytestmark = [OLD_TREESPEC, pytest.mark.filterwarnings("ignore:The dirpath has changed:UserWarning")]
 

@@ -71,6 +71,7 @@ LEVELS = (
     ("writer", "progress", "announce"),
     ("pipeline",),
     ("run",),
+    ("training_state", "neighbours", "start"),
     ("checkpointer",),
     ("integrations", "lightning", "pytorch_lightning", "cli"),
 )
@@ -95,7 +96,6 @@ PURE = (
 )
 TORCH = {
     "capture",
-    "checkpointer",
     "deferral",
     "excluded",
     "flaws",
@@ -113,14 +113,19 @@ TORCH = {
     "restore",
     "pipeline",
     "randomness",
+    "neighbours",
+    "training_state",
+    "integrations.exactness",
     "integrations.model_checkpoint",
     "integrations.resume",
     "integrations.saving",
+    "integrations.tally",
     "integrations.top_k",
 }
 FRAMEWORKS = {"lightning", "pytorch_lightning"}
-THREADS = {"background", "writer", "staging", "deferral", "stores.direct", "stores.lease", "stores.memory"}
-"""``background`` starts threads; the others hold futures, a condition, a lock, and the store for tests an event."""
+THREADS = {"background", "writer", "staging", "deferral", "stores.direct", "stores.lease", "stores.memory", "workers"}
+"""``background`` starts threads, and loaders the processes of ``workers``; the others hold futures, a condition, a
+lock, and the store for tests an event."""
 TORCH_FREE = (
     "",
     "when",
