@@ -60,8 +60,8 @@ class Counted(Batches):
 class Case:
     """A way to train: the loader, the arguments of the trainer, how the module optimizes, what draws.
 
-    ``seeds``: with which numbers the script is seeded, first and when it is resumed. ``inexact``: the warning that says
-    that a position cannot be saved exactly, where it nevertheless is.
+    ``seeds``: with which numbers the script is seeded, first and when it is resumed. ``inexact``: the warning that a
+    position cannot be saved exactly, where it nevertheless is.
     """
 
     loader: Callable[[], Any]
