@@ -59,6 +59,12 @@ class RestoreReport:
         return not (self.missing or self.unexpected or self.reshaped)
 
     @property
+    def restored_whole(self) -> bool:
+        """Whether nothing differs of what was restored."""
+        differences = (*self.missing, *self.unexpected, *self.reshaped)
+        return not {found.entry for found in differences} & set(self.restored)
+
+    @property
     def is_exact(self) -> bool:
         """Whether, besides, the run goes on exactly where it was."""
         return self.is_whole and not self.inexact

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from safepoint.records import Progress
@@ -79,6 +80,10 @@ def test_progress_is_a_sentence() -> None:
     told = "restored model, optimizer from /runs/a/x.ckpt"
     assert str(Progress(7, 1, 3, path=PATH, report=report)) == f"{told}: going on at step 7, epoch 1, batch 3"
     assert str(Progress(path=PATH, report=report)) == f"{told}: starting at step 0"
+    in_part = replace(report, missing=(Difference("model", "a", "(2,)", ""), Difference("ema", "", "Linear", "")))
+    assert str(Progress(path=PATH, report=in_part)).startswith("restored in part: model, optimizer from ")
+    beside = replace(report, missing=(Difference("ema", "", "Linear", ""),))
+    assert str(Progress(path=PATH, report=beside)) == f"{told}: starting at step 0"
     assert str(Progress(7, path=PATH)) == "/runs/a/x.ckpt: going on at step 7, epoch 0, batch 0"
 
 
