@@ -1,4 +1,4 @@
-"""Train the digits where the machine may be taken away at any moment: run it again, and it goes on exactly where it was.
+"""Train the digits where the machine may be taken away at any moment: run it again, and it goes on where it was.
 
 Usage: python examples/resume.py DIRECTORY [EPOCHS]
 """
