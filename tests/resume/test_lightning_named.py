@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -154,23 +153,19 @@ def test_loaders_are_the_users_again(tmp_path: Path) -> None:
     assert not [name for name in vars(loader) if "safepoint" in name]
 
 
-def test_testing_leaves_the_random_state_alone(tmp_path: Path) -> None:
-    """Only fit() takes what is for a resume."""
+def test_only_a_fit_takes_what_is_for_a_resume(tmp_path: Path) -> None:
+    """What test() and validate() load leaves the random state alone."""
     run(LIGHTNING, SHORT, tmp_path)
-    fitted = script.trainer(
-        LIGHTNING, SHORT, script.curve(LIGHTNING), LIGHTNING.ModelCheckpoint(dirpath=tmp_path / "batch")
-    )
-    net = script.module(LIGHTNING, SHORT)
-    type(net).test_step = lambda self, batch, batch_idx: None
-    torch.manual_seed(5)
-    expected = torch.rand(3)
-    torch.manual_seed(5)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        fitted.test(net, script.Noisy(noise=False).data.split(6), ckpt_path=tmp_path / "batch" / "step=2.ckpt")
-    drawn = torch.rand(3)
-    assert not torch.equal(torch.load(tmp_path / "batch" / "step=2.ckpt")[KEY]["ranks"][0]["random"]["torch"], expected)
-    assert torch.equal(drawn, expected)
+    fitted = script.trainer(LIGHTNING, SHORT, script.curve(LIGHTNING))
+    checkpoint = torch.load(tmp_path / "batch" / "step=2.ckpt", weights_only=True)
+    before = torch.get_rng_state()
+    for name in ("TESTING", "VALIDATING"):
+        fitted.state.fn = getattr(LIGHTNING.pl.trainer.states.TrainerFn, name)
+        exactness = Exactness(LIGHTNING.pl.Callback, print)
+        exactness.take(checkpoint, fitted)
+        exactness.at_train_start(fitted)
+        exactness.at_fit_end(fitted)
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_hooks_that_draw_before_the_first_batch_are_known() -> None:
