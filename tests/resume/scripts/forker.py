@@ -16,6 +16,7 @@ from typing import Any, NoReturn
 
 import exact  # noqa: F401 - what the children need is loaded before they are forked
 import numpy as np  # noqa: F401
+import supervised  # noqa: F401
 import torch
 import torch._dynamo  # which every optimizer asks for
 
