@@ -14,9 +14,9 @@ import torch
 import safepoint
 from safepoint import entries, restore
 from safepoint.catalog import Catalog
-from safepoint.checkpointer import OWN_ENTRY
 from safepoint.naming import TEMPORARY_PREFIX
 from safepoint.records import Record
+from safepoint.training_state import OWN_ENTRY
 from safepoint.wanted import Wanted
 
 NOTHING: Mapping[str, float] = MappingProxyType({})

@@ -13,52 +13,28 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-import torch
-
-from safepoint import entries, flaws, grace, loading, origin, schedule, source
-from safepoint import restore as restoring
-from safepoint.announce import announce
+from safepoint import flaws, schedule
 from safepoint.catalog import Catalog, best_of
-from safepoint.claim import told_of_the_living
-from safepoint.deferral import Live
-from safepoint.errors import (
-    ConfigurationError,
-    MissingMetricError,
-    Preempted,
-    SaveError,
-    StateMismatchError,
-    plain,
-    warn,
-)
-from safepoint.excluded import Excluder
+from safepoint.errors import ConfigurationError, MissingMetricError, Preempted, SaveError, plain
 from safepoint.keep import Mode, PreservationPolicy
-from safepoint.ledger import Ledger
-from safepoint.lighter import Lightened, lighten, parts_of, size_of
+from safepoint.lighter import Lightened
 from safepoint.loading import Trust
 from safepoint.measured import Measured
-from safepoint.naming import EXTENSION, check_template, first_free
-from safepoint.nearby import meant_by
+from safepoint.naming import check_template, first_free
+from safepoint.neighbours import Neighbours
 from safepoint.pipeline import OnError, Options, Pipeline, Snapshot, Staging
-from safepoint.randomness import rng_state, set_rng_state
-from safepoint.ranks import rank, world_size
 from safepoint.records import NO_METRICS, Event, EventKind, Progress, Record, Save, SaveStats
-from safepoint.report import RestoreReport, told_of_inexact
 from safepoint.requests import REQUEST_NAME, Requests
-from safepoint.restore import Candidates, Restored
 from safepoint.run import Run, Settled
 from safepoint.signals import Came, Signals
-from safepoint.source import Source
 from safepoint.staging import image_bytes
+from safepoint.start import Starter
 from safepoint.stores.local import check_directory
-from safepoint.wanted import Wanted, checked_rename, checked_strict, entries_wanted
+from safepoint.training_state import TrainingState
 from safepoint.when import SavePolicy
 from safepoint.writer import Names
 
 logger = logging.getLogger("safepoint")
-
-OWN_ENTRY = "safepoint"
-"""The entry of the saved state that holds what Safepoint itself restores: the random generators."""
-
 
 _STATS_LIMIT = 10_000
 _FILENAMES = {EventKind.EXCEPTION: "{epoch}-{step}-exception", EventKind.PREEMPTION: "{epoch}-{step}-preempted"}
@@ -116,30 +92,24 @@ class Checkpointer:
         options.check("Checkpointer")
         _check_policies(save, keep)
         _check_flat(filename)
-        _check_state(state)
         self.directory = Path(os.path.abspath(os.path.expanduser(directory)))
         check_directory(self.directory, owner="directory")
-        self._source = None if resume_from is None else _source(resume_from, self.directory)
-        self._state = entries.adapted(state)
-        self._positions = entries.positions(self._state)
-        self._live = _live(self._state)
-        self._excluder = Excluder() if exclude_frozen else None
         self._save_policy = save
         self._keep_policy = keep
         self._filename = filename
         self._run = Run(Pipeline(self.directory, options))
+        self._state = TrainingState(state, excludes_frozen=exclude_frozen)
+        self._neighbours = Neighbours(self._run)
+        self._starter = Starter(self._run, self._state.objects, resume_from)
         self._progress = Progress()
         self._schedule = schedule.start((0, 0, 0), time.monotonic())
         self._measured = Measured({})
         self._step_ended_s = self._schedule.last_save_s
         self._seen: set[str] = set()
         self._protected: dict[Path, str] = {}
-        self._alone = False
         self._raised = self._interrupted = ""
         self._has_saved = False
         self._last_path = self.directory
-        self._is_told_of_ranks = False
-        self._is_told_of_inexact = False
         self._has_memory = False
         self._stats: deque[SaveStats] = deque(maxlen=_STATS_LIMIT)
         self._closed = False
@@ -220,77 +190,16 @@ class Checkpointer:
 
         """
         self._check_open()
-        wanted = Wanted(
-            entries_wanted(self._state, only, except_),
-            OWN_ENTRY,
-            self.directory,
-            only is None,
-            checked_strict(strict),
-            checked_rename(rename),
-        )
-        loading.checked_trust(trust)
-        if wanted.strict and (lost := entries.inexact(self._state)):
-            lines = "\n".join(told_of_inexact(lost))
-            raise StateMismatchError(f"state= holds what cannot be put back exactly, and strict=True:\n{lines}")
+        wanted = self._starter.wanted(only, except_, strict, rename)
         self.wait()
-        if self._source is None and not wanted.whole:
-            restored = self._warm_start(Candidates.newest_first(Catalog.of(self.directory, below=False)), wanted, trust)
-        else:
-            restored = self._restore_own(wanted, trust)
-            if restored is None and self._source is not None:
-                restored = self._warm_start(origin.candidates(self._source), wanted, trust)
-        self._tell_of_start(restored)
-        return self._progress
-
-    def _restore_own(self, wanted: Wanted, trust: Trust) -> Restored | None:
-        """Go on with the run whose newest checkpoint is in the directory, ``None`` if there is nothing."""
-        if self._source is not None:
-            wanted = replace(wanted, entries=tuple(self._state), whole=True, rename={})
-        catalog = self._run.claimed(Catalog.latest, below=False)
-        try:
-            candidates = Candidates.newest_first(catalog)
-            restored = restoring.restore_first(self._state, candidates, wanted, self._run.claim, trust)
-        except BaseException:
-            self._run.pipeline.let_go()
-            raise
-        if restored is not None:
-            self._progress = restored.progress
-            self._adopt(catalog, restored.record, restored.skipped)
-            self._put_back_random_state(restored)
-            if self._source is not None:
-                logger.info("%s", plain(f"{self.directory} holds a checkpoint: resume_from= is not looked at"))
-        return restored
-
-    def _warm_start(self, candidates: Candidates, wanted: Wanted, trust: Trust) -> Restored | None:
-        """Start as a run of its own from what is wanted of a checkpoint, unclaimed; ``None`` if there is none."""
-        restored = restoring.restore_first(self._state, candidates, wanted, None, trust)
-        if restored is not None:
-            p = self._progress = restored.progress
+        start = self._starter.start(wanted, trust)
+        p = self._progress = start.progress
+        if p.path is not None:
             self._schedule = schedule.start((p.step, p.epoch, p.batch), time.monotonic())
-            if wanted.whole:
-                self._measured = Measured(p.metrics)
-                self._seen.update(p.metrics)
-                self._put_back_random_state(restored)
-            if candidates.directory == self.directory:
-                self._run.pipeline.starts_after(max(record.time for record in candidates.records))
-        return restored
-
-    def _put_back_random_state(self, restored: Restored) -> None:
-        if rank() == 0:  # whose it is: two ranks with the same would drop out the same
-            set_rng_state(restored.own["rng"])
-
-    def _tell_of_start(self, restored: Restored | None) -> None:
-        if restored is None:
-            report = RestoreReport(self.directory, left=tuple(self._state))
-            self._progress = replace(self._progress, report=report)
-        if not self._run.pipeline.leads:
-            return
-        if restored is None:
-            near = meant_by(self.directory)
-            hint = "" if near is None else f"; {near} holds some: was that meant?"
-            announce(f"{self._progress}{hint}", logging.WARNING)
-        else:
-            announce(str(self._progress))
+            self._measured = Measured(p.metrics)
+            self._seen |= start.seen
+            self._protected, self._neighbours.are_known = dict(start.protected), start.is_own
+        return p
 
     def step(self, **metrics: Any) -> None:
         """Count one optimizer step and save if that is due; call it once after each ``optimizer.step()``.
@@ -304,8 +213,7 @@ class Checkpointer:
         self._check_open()
         p = self._progress
         self._progress = Progress(p.step + 1, p.epoch, p.batch + 1, NO_METRICS, p.path)
-        for position in self._positions:
-            position.mark()
+        self._state.mark()
         self._measured = Measured(metrics)
         self._seen |= metrics.keys()
         if not self._has_memory:
@@ -328,8 +236,7 @@ class Checkpointer:
         self._measured = self._measured.with_more(metrics)
         self._seen |= metrics.keys()
         self._progress = Progress(p.step, p.epoch + 1, 0, NO_METRICS, p.path)
-        for position in self._positions:
-            position.end_epoch()
+        self._state.end_epoch()
         self._decide(EventKind.EPOCH_END, p.epoch)
         if metrics and any(record.step == p.step for record in self._run.ledger.records):
             self._run.ledger = self._run.ledger.measured(p.step, dict(self._measured))
@@ -521,7 +428,7 @@ class Checkpointer:
     def _prepare_memory(self) -> None:
         """Have memory ready before the first save; after a first step the optimizers have their state."""
         self._has_memory = True
-        self._run.pipeline.prepare(image_bytes(self._captured()[0]), at_most=self._keep_policy.at_most)
+        self._run.pipeline.prepare(image_bytes(self._state.captured()[0]), at_most=self._keep_policy.at_most)
 
     def _save_now(self, event: Event, decision: Save, *, pinned: bool) -> bool:
         metrics = dict(event.metrics)
@@ -529,9 +436,9 @@ class Checkpointer:
             self._check_ranked_by(metrics)
         (stem,) = decision.names
         self._run.miss(self._run.missing())
-        self._warn_of_ranks()
-        state, excluded = self._captured()
-        flaw = self._flaw(state)
+        self._neighbours.warn_of_ranks()
+        state, excluded = self._state.captured()
+        flaw = (self._interrupted or self._state.holding_nan(state)) if self._raised else ""
         own = {record.path: record for record in self._run.ledger.records}
         same_step = {
             path
@@ -542,7 +449,9 @@ class Checkpointer:
             stem, lambda name: self.directory / name not in same_step and self._run.taken(self.directory / name)
         )
         came = self._preempted if event.kind is EventKind.PREEMPTION else None
-        lightened = Lightened() if came is None else self._lightened(state, came)
+        lightened = Lightened()
+        if came is not None:
+            lightened = self._state.lightened(state, came, tuple(self._stats), self._run.pipeline.pending_bytes)
         snapshot = Snapshot(
             event.step,
             event.epoch,
@@ -551,7 +460,7 @@ class Checkpointer:
             decision.reasons + tuple(f"{entry}: {why}" for entry, why in lightened.inexact.items()),
             pinned,
             excluded=excluded | lightened.excluded,
-            inexact=self._inexact() | lightened.inexact,
+            inexact=self._state.inexact() | lightened.inexact,
             emergency=self._raised,
             flaw=flaw,
         )
@@ -565,103 +474,17 @@ class Checkpointer:
                 f"superseded by {name}, saved later at the same step",
             ),
         )
-        self._warn_of_other_runs()
+        self._neighbours.warn_of_runs()
         names = Names(name, replace=self.directory / name in same_step)
-        has_ended = self._run.save(state, snapshot, names, proposed, self._live)
+        has_ended = self._run.save(state, snapshot, names, proposed, self._state.live)
         self._has_saved, self._last_path = True, self.directory / name
         return has_ended
-
-    def _flaw(self, state: Mapping[str, Any]) -> str:
-        """Return what speaks against going on from ``state``, where an exception has left it."""
-        kinds = (torch.nn.Module, torch.optim.Optimizer)
-        numbers = {entry: state[entry] for entry, target in self._state.items() if isinstance(target, kinds)}
-        return (self._interrupted or flaws.holding_nan(numbers)) if self._raised else ""
-
-    def _inexact(self) -> dict[str, str]:
-        """Return what cannot be put back exactly, and warn of it once, hours before it is needed."""
-        found = entries.inexact(self._state)
-        if found and not self._is_told_of_inexact:
-            self._is_told_of_inexact = True
-            lines = "\n".join(told_of_inexact(found))
-            warn(
-                f"a run that is resumed will not go on exactly where it was, because of what state= holds:\n{lines}", 5
-            )
-        return found
-
-    def _captured(self) -> tuple[dict[str, Any], dict[str, str]]:
-        """Return what is to be saved, and what is left out of it."""
-        state = entries.state_of(self._state)
-        excluded: dict[str, str] = {}
-        for entry, target in self._state.items():
-            if self._excluder is not None and isinstance(target, torch.nn.Module):
-                left_out = self._excluder.take_out(state[entry], target)
-                excluded |= {f"{entry}.{name}": found for name, found in left_out.items()}
-        state[OWN_ENTRY] = {"rng": rng_state()}
-        if world_size() > 1:
-            state[OWN_ENTRY]["world_size"] = world_size()
-        return state, excluded
-
-    def _lightened(self, state: dict[str, Any], came: Came) -> Lightened:
-        """Take out of ``state`` what will not be durable in the time that a signal leaves, and log it."""
-        left_s = grace.seconds_left(came.at_s, came.grace_s or 0.0, time.monotonic())
-        byte_s = grace.seconds_per_byte(tuple(self._stats))
-        total_bytes = size_of(state) + self._run.pipeline.pending_bytes
-        going = grace.left_out(parts_of(state, self._state), total_bytes, left_s, byte_s)
-        if not going or byte_s is None:
-            return Lightened()
-        why = f"all of it would take {total_bytes * byte_s:.1f} s, and {came.name} has left {max(left_s, 0):.1f} s"
-        lightened = lighten(state, self._state, going, self._excluder or Excluder(), why)
-        parts = ", ".join(f"{part.kind.name.lower()} {part.entry}" for part in going)
-        logger.warning("%s", plain(f"the last checkpoint is saved without {parts}: {why}."))
-        return lightened
 
     def _check_ranked_by(self, present: Iterable[str]) -> None:
         """Raise if ``keep`` ranks by a metric that was not passed so far; ``present`` are those of this moment."""
         for metric in sorted(self._keep_policy.metrics - self._seen):
             remedy = f"Pass epoch_end({metric}=...); in an epoch without a measurement, float('nan')."
             raise MissingMetricError(metric, f"keep.best({metric!r})", present or self._seen, remedy)
-
-    def _adopt(self, catalog: Catalog, record: Record, skipped: Mapping[Path, str]) -> None:
-        p = self._progress
-        self._schedule = schedule.start((p.step, p.epoch, p.batch), time.monotonic())
-        self._measured = Measured(p.metrics)
-        self._seen.update(*(fate.record.metrics for fate in catalog.history(record.run)))
-        self._protected = {record.path: "the run was resumed from it"}
-        own = tuple(found for found in catalog.written_by(record.run) if found.path not in skipped)
-        present = {found.path for found in own}
-        gone = (fate for fate in catalog.history(record.run) if not fate.kept and fate.record.path not in present)
-        self._run.adopt(record.run, Ledger(records=own, removed=tuple(gone)))
-        # Those that were skipped may be sound another time, and must not be the newest again.
-        self._run.pipeline.starts_after(max(found.time for found in catalog.records if found.run == record.run))
-        self._alone = True
-
-    def _warn_of_other_runs(self) -> None:
-        """Say once, before the first save of a run that was not restored, that others' checkpoints are there."""
-        if self._alone:
-            return
-        try:
-            catalog = Catalog.of(self.directory, below=False)
-        except OSError:  # the save itself will say what the directory has
-            return
-        self._alone = True
-        if others := catalog.records:
-            warn(
-                f"{self.directory} holds {len(others)} checkpoints of another run; they stay, and do not count for "
-                f"keep=. {told_of_the_living(catalog) or 'Call restore() first to go on with that run.'}",
-                stacklevel=5,
-            )
-
-    def _warn_of_ranks(self) -> None:
-        """Say once that this process is not the one of its group that should save."""
-        if self._run.pipeline.leads or self._is_told_of_ranks:
-            return
-        self._is_told_of_ranks = True
-        warn(
-            f"rank {torch.distributed.get_rank()} of {torch.distributed.get_world_size()} saves into {self.directory}, "
-            "too: every rank that does writes a run of its own. Call restore() on all ranks; step(), epoch_end() and "
-            "save() on rank 0 only.",
-            stacklevel=5,
-        )
 
     def _running_epoch(self) -> int:
         """Return the epoch that is running or, between two epochs, the one that just ended."""
@@ -682,25 +505,6 @@ class Checkpointer:
                     self._signals.restore()
 
 
-def _live(state: Mapping[str, object]) -> Live:
-    return Live(
-        modules=tuple(target for target in state.values() if isinstance(target, torch.nn.Module)),
-        optimizers=tuple(target for target in state.values() if isinstance(target, torch.optim.Optimizer)),
-    )
-
-
-def _source(resume_from: object, directory: Path) -> Source:
-    """Return what ``resume_from=`` says, with an absolute path."""
-    found = source.parsed(resume_from)
-    path = Path(os.path.abspath(os.path.expanduser(found.path)))
-    if directory in (path, path.parent if path.suffix == EXTENSION else None):
-        raise ConfigurationError(
-            f"resume_from={str(path)!r} is in the run's own directory, from whose newest checkpoint restore() goes on: "
-            "give another directory for the run that is to start from it."
-        )
-    return replace(found, path=path)
-
-
 def _check_policies(save: object, keep: object) -> None:
     if not isinstance(save, SavePolicy):
         raise ConfigurationError(f"save={save!r}: give a policy from safepoint.when, such as when.every(epochs=1).")
@@ -712,10 +516,3 @@ def _check_flat(filename: str) -> None:
     check_template(filename)
     if "/" in filename:
         raise ConfigurationError(f"filename={filename!r}: the files of a run lie side by side; take out the '/'.")
-
-
-def _check_state(state: Mapping[str, object]) -> None:
-    if not isinstance(state, Mapping) or not state:
-        raise ConfigurationError("state= must map names to live objects: state={'model': model}.")
-    if OWN_ENTRY in state:
-        raise ConfigurationError(f"state= has an entry {OWN_ENTRY!r}, a name that is Safepoint's own: rename it.")

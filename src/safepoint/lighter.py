@@ -6,16 +6,24 @@ whole; of an optimizer what it has gathered, while its groups, and in them the l
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, MutableMapping
+import logging
+import time
+from collections.abc import Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch.optim.swa_utils import AveragedModel
 
+from safepoint import grace
+from safepoint.errors import plain
 from safepoint.excluded import Excluder
 from safepoint.grace import Kind, Part
+from safepoint.records import SaveStats
+from safepoint.signals import Came
 from safepoint.transfer import tensors_in
+
+logger = logging.getLogger("safepoint")
 
 
 @dataclass(slots=True)
@@ -26,31 +34,32 @@ class Lightened:
     inexact: dict[str, str] = field(default_factory=dict)
 
 
-def size_of(state: object) -> int:
-    """Return how many bytes the tensors in ``state`` hold, each storage counted once."""
-    storages = (tensor.untyped_storage() for tensor in tensors_in(state))
-    return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
-
-
-def parts_of(state: Mapping[str, Any], objects: Mapping[str, object]) -> Iterator[Part]:
-    """Yield what can be left out of ``state``, which is that of the live ``objects``."""
-    models = [entry for entry, target in objects.items() if _is_model(target)]
-    for entry, target in objects.items():
-        if isinstance(target, AveragedModel):
-            if models:
-                yield Part(Kind.AVERAGED, entry, size_of(state[entry]))
-        elif isinstance(target, torch.nn.Module):
-            frozen = [p for name, p in target.named_parameters() if not p.requires_grad and name in state[entry]]
-            if frozen:
-                yield Part(Kind.FROZEN, entry, size_of(frozen))
-        elif isinstance(target, torch.optim.Optimizer) and _gathered(state[entry]):
-            yield Part(Kind.OPTIMIZER, entry, size_of(state[entry]["state"]))
-
-
 def lighten(
-    state: MutableMapping[str, Any], objects: Mapping[str, Any], parts: tuple[Part, ...], excluder: Excluder, why: str
+    state: MutableMapping[str, Any],
+    objects: Mapping[str, Any],
+    came: Came,
+    stats: Sequence[SaveStats],
+    pending_bytes: int,
+    excluder: Excluder,
 ) -> Lightened:
-    """Take ``parts`` out of ``state``; ``why`` is said of each that a run does not go on exactly without."""
+    """Take out of ``state``, that of ``objects``, what will not be durable in the time that the signal ``came`` leaves.
+
+    ``stats`` are those of the saves so far, oldest first; ``pending_bytes`` are still to be written. What is taken out
+    is logged: a warning may be an error, and this is the last save.
+    """
+    left_s = grace.seconds_left(came.at_s, came.grace_s or 0.0, time.monotonic())
+    byte_s, total_bytes = grace.seconds_per_byte(stats), _size_of(state) + pending_bytes
+    going = grace.left_out(_parts_of(state, objects), total_bytes, left_s, byte_s)
+    why = f"all of it would take {total_bytes * (byte_s or 0.0):.1f} s, and {came.name} has left {max(left_s, 0):.1f} s"
+    if going:
+        parts = ", ".join(f"{part.kind.name.lower()} {part.entry}" for part in going)
+        logger.warning("%s", plain(f"the last checkpoint is saved without {parts}: {why}."))
+    return _taken_out(state, objects, going, excluder, why)
+
+
+def _taken_out(
+    state: MutableMapping[str, Any], objects: Mapping[str, Any], parts: Sequence[Part], excluder: Excluder, why: str
+) -> Lightened:
     told = Lightened()
     for part in parts:
         entry = part.entry
@@ -64,6 +73,27 @@ def lighten(
             state[entry] = {**state[entry], "state": {}}
             told.inexact[entry] = f"what it had gathered is left out, and begins anew: {why}"
     return told
+
+
+def _parts_of(state: Mapping[str, Any], objects: Mapping[str, object]) -> Iterator[Part]:
+    """Yield what can be left out of ``state``, which is that of the live ``objects``."""
+    models = [entry for entry, target in objects.items() if _is_model(target)]
+    for entry, target in objects.items():
+        if isinstance(target, AveragedModel):
+            if models:
+                yield Part(Kind.AVERAGED, entry, _size_of(state[entry]))
+        elif isinstance(target, torch.nn.Module):
+            frozen = [p for name, p in target.named_parameters() if not p.requires_grad and name in state[entry]]
+            if frozen:
+                yield Part(Kind.FROZEN, entry, _size_of(frozen))
+        elif isinstance(target, torch.optim.Optimizer) and _gathered(state[entry]):
+            yield Part(Kind.OPTIMIZER, entry, _size_of(state[entry]["state"]))
+
+
+def _size_of(state: object) -> int:
+    """Return how many bytes the tensors in ``state`` hold, each storage counted once."""
+    storages = (tensor.untyped_storage() for tensor in tensors_in(state))
+    return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
 
 
 def _is_model(target: object) -> bool:

@@ -81,7 +81,7 @@ def fit(objects: Mapping[str, object], saved: Mapping[str, Any], manifest: Manif
     for name in wanted.entries:
         comparison.look_at(name, objects[name])
     for name, target in objects.items():
-        if name in wanted.entries and isinstance(target, torch.optim.Optimizer):
+        if wanted.strict is False and name in wanted.entries and isinstance(target, torch.optim.Optimizer):
             comparison.look_at_parameters(name, target)
     report = comparison.report(objects)
     return Fit(report, comparison.problem(report, objects), comparison.modules)
@@ -142,8 +142,7 @@ class _Comparison:
         ):
             self._restored.remove(name)
             self._matched -= 1
-            here = f"with {altered}, which is not as it was"
-            self._reshaped.append(Difference(name, "state", in_line(here), "of other parameters"))
+            self._reshaped.append(Difference(name, "state", f"of {altered}", "of another shape or name"))
 
     def report(self, objects: Mapping[str, object]) -> RestoreReport:
         """Return what was found."""
@@ -320,7 +319,7 @@ def _shape_of(value: Any) -> tuple[int, ...] | None:
 
 def _shape(value: Any) -> str:
     shape = _shape_of(value)
-    return type(value).__name__ if shape is None else str(tuple(shape))
+    return f"{type(value).__name__} without a shape" if shape is None else str(tuple(shape))
 
 
 def _is_inflated(tensor: torch.Tensor) -> bool:

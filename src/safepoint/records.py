@@ -210,9 +210,10 @@ class Progress:
         if self.path is None:
             where = "" if self.report.directory is None else f" in {self.report.directory}"
             return f"no checkpoint{where}: starting at step {self.step}"
-        what = (
-            f"restored {', '.join(self.report.restored)} from {self.path}" if self.report.restored else str(self.path)
-        )
+        what = str(self.path)
+        if self.report.restored:
+            how = "restored" if self.report.restored_whole else "restored in part:"
+            what = f"{how} {', '.join(self.report.restored)} from {self.path}"
         if self.step or self.epoch or self.batch:
             return f"{what}: going on at step {self.step}, epoch {self.epoch}, batch {self.batch}"
         return f"{what}: starting at step 0"

@@ -176,3 +176,53 @@ def test_module_metrics_reach_the_callback_as_tensors(framework: Framework) -> N
     quiet.fit(model(framework), loader(), loader())
     assert set(seen) == {"train_loss", "val_loss"}
     assert seen["val_loss"].item() == pytest.approx(1.5)
+
+
+def test_loops_have_what_a_resume_goes_on_with(framework: Framework) -> None:
+    """The fit loop's parts and flags are there from the start, under the names that ``integrations.loops`` uses."""
+    fit_loop = trainer(framework).fit_loop
+    assert {"_restart_stage", "_restarting", "_resuming_from_checkpoint", "_data_fetcher"} <= vars(fit_loop).keys()
+    assert {"_combined_loader", "epoch_progress", "epoch_loop"} <= vars(fit_loop).keys()
+    assert (fit_loop._restart_stage, fit_loop.is_resuming) == ("none", False)
+    stage = inspect.getmodule(type(fit_loop)).RestartStage  # type: ignore[union-attr]
+    assert (stage.NONE, stage.RESTARTED_MID_EPOCH) == ("none", "restarted_mid_epoch")
+    loop = fit_loop.epoch_loop
+    assert {"_skip_next_val", "_batches_that_stepped", "_results", "batch_progress", "val_loop"} <= vars(loop).keys()
+    for name in ("on_advance_end", "_num_ready_batches_reached", "update_lr_schedulers", "load_state_dict"):
+        assert callable(getattr(loop, name))
+    assert trainer(framework)._logger_connector._first_loop_iter is None
+
+
+def test_strategy_is_shown_each_training_loader_before_it_is_iterated(framework: Framework) -> None:
+    """``process_dataloader`` of the strategy gets each loader while the trainer is training, or validating."""
+    shown: list[tuple[int, bool]] = []
+    quiet = trainer(framework, epochs=1, enable_checkpointing=False)
+    process = quiet.strategy.process_dataloader
+
+    def noting(found: Any) -> Any:
+        shown.append((id(found), quiet.training))
+        return process(found)
+
+    quiet.strategy.process_dataloader = noting
+    training, validation = loader(), loader()
+    quiet.fit(model(framework), training, validation)
+    assert sorted(shown) == sorted([(id(training), True), (id(validation), False)])
+
+
+def test_results_are_made_of_the_parts_that_a_tally_makes_them_of(framework: Framework) -> None:
+    """What is logged is a ``_ResultMetric`` with its ``_Metadata`` and ``_Sync``, in the module of the collection."""
+    seen: dict[str, Any] = {}
+
+    class Reader(framework.pl.Callback):  # type: ignore[misc,name-defined]
+        def on_train_batch_end(self, trainer: Any, *_: Any) -> None:
+            results = trainer.fit_loop.epoch_loop._results
+            seen.update(found=dict(results), module=inspect.getmodule(type(results)), key=next(iter(results)))
+
+    quiet = trainer(framework, Reader(), epochs=1, enable_checkpointing=False)
+    quiet.fit(model(framework), loader())
+    result, module = seen["found"]["training_step.train_loss"], seen["module"]
+    assert type(result) is module._ResultMetric
+    assert type(result.meta) is module._Metadata
+    assert type(result.meta.sync) is module._Sync
+    assert result.is_tensor
+    assert {"has_reset", "value"} <= vars(result).keys()

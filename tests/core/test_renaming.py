@@ -57,6 +57,14 @@ def test_what_somebodys_own_code_loads_keeps_its_names() -> None:
     assert renamed(["own.w"], ["other.old"], {}, ("own.",)) == {}
 
 
+def test_absurdly_long_keys_are_not_taken_apart() -> None:
+    """A file may bring a key of dots: its parts would take many times the memory."""
+    key = f"module.{'.' * 10_000}w"
+    assert core(key) == key
+    assert renamed(["w"], [key], {}) == {}
+    assert likely_prefix({"a.w": "(2,)"}, {key: "(2,)"}) is None
+
+
 def test_likely_prefix_makes_the_most_match() -> None:
     """What looks renamed is found by the names' ends and the shapes."""
     shapes = {"0.w": "(2, 2)", "0.b": "(2,)", "1.w": "(2, 2)"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from safepoint.records import Progress
@@ -65,6 +66,12 @@ def test_report_tells_what_is_not_exact() -> None:
     assert str(report).splitlines()[1:] == ["not exactly as it was:", "  loader: has no state"]
 
 
+def test_report_tells_thirty_parts_that_are_not_exact() -> None:
+    """A file can say so of any number."""
+    lines = str(RestoreReport(inexact={f"part {number}": "left out" for number in range(35)})).splitlines()
+    assert lines[-2:] == ["  part 29: left out", "  and 5 more"]
+
+
 def test_progress_is_a_sentence() -> None:
     """What was restored, from which file, and where the run goes on."""
     report = RestoreReport(Path("/runs/a"), restored=("model", "optimizer"))
@@ -73,6 +80,10 @@ def test_progress_is_a_sentence() -> None:
     told = "restored model, optimizer from /runs/a/x.ckpt"
     assert str(Progress(7, 1, 3, path=PATH, report=report)) == f"{told}: going on at step 7, epoch 1, batch 3"
     assert str(Progress(path=PATH, report=report)) == f"{told}: starting at step 0"
+    in_part = replace(report, missing=(Difference("model", "a", "(2,)", ""), Difference("ema", "", "Linear", "")))
+    assert str(Progress(path=PATH, report=in_part)).startswith("restored in part: model, optimizer from ")
+    beside = replace(report, missing=(Difference("ema", "", "Linear", ""),))
+    assert str(Progress(path=PATH, report=beside)) == f"{told}: starting at step 0"
     assert str(Progress(7, path=PATH)) == "/runs/a/x.ckpt: going on at step 7, epoch 0, batch 0"
 
 

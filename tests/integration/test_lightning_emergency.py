@@ -22,7 +22,8 @@ from safepoint.records import Record
 
 MID_EPOCH = pytest.mark.filterwarnings("ignore:You're resuming from a checkpoint that ended before the epoch ended")
 BEFORE_VALIDATION = pytest.mark.filterwarnings("ignore:.* saves nothing until the first validation:UserWarning")
-pytestmark = [OLD_TREESPEC, NOT_EMPTY, MID_EPOCH, BEFORE_VALIDATION]
+OTHER_DATA = pytest.mark.filterwarnings("ignore:The training data is not what it was:UserWarning")
+pytestmark = [OLD_TREESPEC, NOT_EMPTY, MID_EPOCH, BEFORE_VALIDATION, OTHER_DATA]
 LOSSES = {"val_loss": (1.5, 1.2, 1.0, 0.5)}
 LIGHTNING, STANDALONE = FRAMEWORKS
 ONLY_LIGHTNING = pytest.mark.parametrize("framework", [LIGHTNING], ids=["lightning.pytorch"])
@@ -45,6 +46,14 @@ class Broken(Dataset[torch.Tensor]):
         if index == 7:
             raise BrokenError
         return [torch.ones(4)]
+
+
+class Mended(Broken):
+    """Can."""
+
+    def __getitem__(self, index: int) -> list[torch.Tensor]:
+        """Return an example."""
+        return super().__getitem__(0)
 
 
 class Halfway(torch.optim.SGD):
@@ -174,8 +183,17 @@ def test_error_in_another_callback_leaves_a_checkpoint(framework: Framework, tmp
         assert_is_gone_on_from(framework, directory, callback, f"epoch=1-step={HOOKS[hook]}.ckpt", "BrokenError")
 
 
-def assert_is_gone_on_from(framework: Framework, directory: Path, callback: Any, name: str, kind: str) -> None:
-    """Assert that ``name`` is the last, marked, nobody's best, and what a run goes on from."""
+def assert_is_gone_on_from(
+    framework: Framework,
+    directory: Path,
+    callback: Any,
+    name: str,
+    kind: str,
+    *,
+    loader: Any = None,
+    ends: int = 6,
+) -> None:
+    """Assert that ``name`` is the last, marked, nobody's best, and what a run goes on from, with no batch left out."""
     assert names(directory) == sorted([FIRST, name, "last.ckpt"])
     found = records(directory)
     assert (found[FIRST].emergency, found[name].emergency, found["last.ckpt"].emergency) == ("", kind, kind)
@@ -190,8 +208,8 @@ def assert_is_gone_on_from(framework: Framework, directory: Path, callback: Any,
     }
     assert (step_of(directory / FIRST), step_of(directory / "last.ckpt")) == (2, found[name].step)
     again = checkpoint(framework, directory)
-    assert fit(framework, again, ckpt_path="last") is None
-    assert step_of(again.last_model_path) > found[name].step
+    assert fit(framework, again, loader=loader, ckpt_path="last") is None
+    assert step_of(again.last_model_path) == ends
     assert Path(again.best_model_path).exists()
     assert name in names(directory)
 
@@ -223,7 +241,10 @@ def test_exception_leaves_a_checkpoint(framework: Framework, tmp_path: Path, sou
         assert type(error) is BrokenError
         name = f"epoch=1-step={step}.ckpt"
     kind = "KeyboardInterrupt" if source == "ctrl-c" else "BrokenError"
-    assert_is_gone_on_from(framework, tmp_path, callback, name, kind)
+    mended = DataLoader(Mended(), batch_size=2) if source in ("loader", "worker") else None
+    assert_is_gone_on_from(
+        framework, tmp_path, callback, name, kind, loader=mended, ends=6 if mended is None else 2 + 4 + 4
+    )
 
 
 def test_exception_comes_out_as_it_is(framework: Framework, tmp_path: Path) -> None:

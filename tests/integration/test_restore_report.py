@@ -116,6 +116,16 @@ def test_strict_start_afresh_refuses_what_no_checkpoint_could_hold(tmp_path: Pat
     assert restored(tmp_path, Training().state, strict=True).path is None
 
 
+def test_what_no_checkpoint_could_hold_is_not_missing(tmp_path: Path) -> None:
+    """An iterator that was added to ``state=`` since is not exact, as ever; a loader that was is missing."""
+    save(tmp_path, {"notes": {}})
+    with pytest.warns(RuntimeWarning, match="(?s)not go on exactly.*batches: a list_iterator has no state"):
+        report = restored(tmp_path, {"notes": {}, "batches": iter([1])}).report
+    assert (report.restored, report.left) == (("notes",), ("batches",))
+    with pytest.raises(safepoint.StateMismatchError, match=r"loader +\(all\) +DataLoader +-"):
+        restored(tmp_path, {"notes": {}, "loader": torch.utils.data.DataLoader([1, 2])})  # type: ignore[arg-type]
+
+
 def test_report_tells_what_was_restored(tmp_path: Path) -> None:
     """Everything matched: each tensor of the model, and the optimizer as one."""
     path = save(tmp_path, Training(seed=1).state)
@@ -153,7 +163,9 @@ def test_strict_false_leaves_optimizers_alone_that_do_not_fit(tmp_path: Path) ->
     state = {"model": live, "body": adam(live["body"]), "all": adam(live), "head": adam(live["norm"])}
     first = copy.deepcopy({name: state[name].state_dict() for name in ("all", "head")})
     state["head"].add_param_group({"params": [torch.nn.Parameter(torch.ones(1))]})
-    with pytest.warns(RuntimeWarning, match=r"(?s)head +param_groups.*all +state +with model\.head\.\w+, which"):
+    with pytest.warns(
+        RuntimeWarning, match=r"(?s)head +param_groups.*all +state +of model\.head\.\w+ +of another shape"
+    ):
         report = restored(tmp_path, state, strict=False).report
     assert report.restored == ("model", "body")
     assert report.left == ("all", "head")
@@ -297,6 +309,21 @@ def test_only_takes_the_entries_named(tmp_path: Path) -> None:
     assert [record.step for record in records] == [1, 1]
     assert records[0].run != records[1].run
     assert records[0].path == progress.path
+
+
+def test_warm_start_in_the_same_directory_is_newer_whatever_the_clock_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the new run saves is the newest, although the clock was set back since the other saved."""
+    clock = iter(range(10**6, 0, -1000))
+    monkeypatch.setattr("safepoint.pipeline.time.time", lambda: float(next(clock)))
+    save(tmp_path, Training().state)
+    with make(tmp_path, Training().state) as checkpointer:
+        checkpointer.restore(only=["model"])
+        with pytest.warns(RuntimeWarning, match="of another run"):
+            checkpointer.step()
+    with make(tmp_path, Training().state) as checkpointer:
+        assert checkpointer.restore().step == 1
 
 
 def test_except_leaves_the_entries_named(tmp_path: Path) -> None:

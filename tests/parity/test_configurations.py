@@ -150,7 +150,7 @@ CASES: dict[str, Case] = {
     "resumed from last": Case([{**BEST, "save_last": True, "filename": NAMED}], then=resume("last")),
     "resumed from best": Case([{**BEST, "save_top_k": 2, "filename": NAMED}], then=resume_best),
     "resumed from the newest, all kept": Case([{**ALL}], then=resume("epoch=2-step=6.ckpt")),
-    "resumed in the middle": Case([{**ALL, "every_n_train_steps": 1}], then=resume("epoch=1-step=4.ckpt")),
+    "resumed in the middle": Case([{**ALL, "every_n_train_steps": 1}], then=resume("epoch=1-step=3.ckpt"), exact=True),
     "fit twice": Case([{**BEST, "filename": NAMED}], then=fit_twice),
     "limit raised": Case([{**BEST, "save_top_k": 2}], then=raise_epochs),
     "saved by hand": Case([{**BEST}], then=save_by_hand),

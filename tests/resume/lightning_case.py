@@ -60,8 +60,8 @@ class Counted(Batches):
 class Case:
     """A way to train: the loader, the arguments of the trainer, how the module optimizes, what draws.
 
-    ``seeds``: with which numbers the script is seeded, first and when it is resumed. ``inexact``: the warning that says
-    that a position cannot be saved exactly, where it nevertheless is.
+    ``seeds``: with which numbers the script is seeded, first and when it is resumed. ``inexact``: the warning that a
+    position cannot be saved exactly, where it nevertheless is.
     """
 
     loader: Callable[[], Any]
@@ -134,7 +134,7 @@ class _Net:
         return self.case.loader()
 
     def val_dataloader(self) -> Any:
-        return DataLoader(Noisy(), batch_size=10) if self.case.validates else []
+        return DataLoader(Noisy(), batch_size=10)
 
     def on_train_start(self) -> None:
         if self.case.draws_in_hooks:
@@ -155,9 +155,9 @@ class _Net:
 
     def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor | None:
         loss = self._loss(batch)
-        self.log("loss", loss, on_step=True, on_epoch=True)
+        self.log("loss", loss, on_step=True, on_epoch=True, batch_size=6)
         self.mean(loss.detach())
-        self.log("mean", self.mean, on_step=False, on_epoch=True)
+        self.log("mean", self.mean, on_step=False, on_epoch=True, batch_size=6)
         if not self.case.manual:
             return loss
         for optimizer in self.optimizers():
@@ -189,7 +189,10 @@ class _Net:
 
 def module(framework: Framework, case: Case) -> Any:
     """Return a fresh module of either package."""
-    return type("Net", (_Net, framework.pl.LightningModule), {})(case)
+    base = framework.pl.LightningModule
+    hooks = () if case.validates else ("val_dataloader", "validation_step")
+    unvalidated = {name: getattr(base, name) for name in hooks}
+    return type("Net", (_Net, base), unvalidated)(case)
 
 
 def curve(framework: Framework, path: Path | None = None) -> Any:

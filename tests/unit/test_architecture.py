@@ -71,6 +71,7 @@ LEVELS = (
     ("writer", "progress", "announce"),
     ("pipeline",),
     ("run",),
+    ("training_state", "neighbours", "start"),
     ("checkpointer",),
     ("integrations", "lightning", "pytorch_lightning", "cli"),
 )
@@ -95,7 +96,6 @@ PURE = (
 )
 TORCH = {
     "capture",
-    "checkpointer",
     "deferral",
     "excluded",
     "flaws",
@@ -113,6 +113,8 @@ TORCH = {
     "restore",
     "pipeline",
     "randomness",
+    "neighbours",
+    "training_state",
     "integrations.exactness",
     "integrations.model_checkpoint",
     "integrations.resume",

@@ -194,7 +194,8 @@ class Exactness:
             return {id(loader) for loader in every}
         for loader, state in zip(every, own["positions"], strict=True):
             if state is not None and (position := self._positions.get(id(loader))) is not None:
-                if (changed := position.changed(state)) is not None:
+                is_left_out = is_stateful(loader) and not state["batches"]  # its own state, at an epoch's end
+                if (changed := position.changed(state | {"own": {}} if is_left_out else state)) is not None:
                     self._tell(f"The training data is not what it was when the checkpoint was saved: {changed}.")
                 position.load_state_dict(state)
         return {id(loader) for loader in every if id(loader) in self._positions or is_stateful(loader)}
