@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -66,6 +66,9 @@ def shuffled(data: Dataset[Any], **options: Any) -> DataLoader[Any]:
     return DataLoader(data, BATCH, shuffle=True, drop_last=False, **options)
 
 
+Loader = Callable[[Any], DataLoader[Any]]
+
+
 class Training:
     """A network, an optimizer, a loader; one batch is one step. The cases are made by saying what is different."""
 
@@ -80,7 +83,7 @@ class Training:
         optimizer: Callable[[Any], optim.Optimizer] = momentum,
         scheduler: Callable[[Any], Any] | None = None,
         per_step: bool = False,
-        loader: Callable[[Dataset[Any]], DataLoader[Any]] = shuffled,
+        loader: Loader = shuffled,
         data: Callable[[], Points] = Points,
         **options: Any,
     ) -> None:
@@ -366,6 +369,47 @@ class Sparse(Training):
         return nn.functional.mse_loss(self.model((points[:, 0].abs() * 3).long() % 8), targets)
 
 
+class Zipped(Training):
+    """Two shuffled loaders at once: what they draw at their beginnings is mixed up."""
+
+    def __init__(self, moments: Callable[[], None], loader: Loader = shuffled, **given: Any) -> None:
+        super().__init__(moments, loader=loader, **given)
+        self.second_loader = loader(Points())
+
+    @property
+    def state(self) -> dict[str, Any]:
+        """With both loaders."""
+        return {**super().state, "second_loader": self.second_loader}
+
+    def batches(self) -> Iterable[Any]:
+        """Return the batches of both, joined."""
+        for both in zip(self.loader, self.second_loader, strict=True):
+            yield tuple(map(torch.cat, zip(*both, strict=True)))
+
+
+class Endless(Training):
+    """One loop over the steps, and no epochs."""
+
+    epochs = 1
+    save = when.every(steps=1)
+
+    def batches(self) -> Iterable[Any]:
+        """Return batches, again and again: as many as there are steps left to do."""
+        return self._left()
+
+    def _left(self) -> Iterator[Any]:
+        while True:
+            for batch in self.loader:
+                if self.is_done():
+                    return
+                yield batch
+
+    def is_done(self) -> bool:
+        """Tell whether the schedule is at its end."""
+        assert self.scheduler is not None
+        return bool(self.scheduler.last_epoch >= 13)
+
+
 class Everything(Averaged, Scaled, Accumulating):
     """Averages, a scaler, bfloat16 and windows at once."""
 
@@ -449,7 +493,7 @@ SCHEDULERS: dict[str, Callable[[Any], Any]] = {
 }
 STEP_LR = {"scheduler": lambda found: lr_scheduler.StepLR(found, 1, 0.5)}
 PLATEAU = {"scheduler": lambda found: lr_scheduler.ReduceLROnPlateau(found, patience=0, factor=0.3)}
-LOADERS: dict[str, Callable[[Any], DataLoader[Any]]] = {
+LOADERS: dict[str, Loader] = {
     "in order": lambda data: DataLoader(data, BATCH),
     "two workers": lambda data: shuffled(data, num_workers=2),
     "workers that stay": lambda data: shuffled(data, num_workers=2, persistent_workers=True),
@@ -484,6 +528,13 @@ CASES: dict[str, Make] = {
     "deferred": case(staging="deferred", blocking=False),
     "deferred, Adam": case(staging="deferred", optimizer=OPTIMIZERS["AdamW fused"], scheduler=one_cycle, per_step=True),
     "streamed": case(max_host_bytes=1),  # which a warning tells
+    "two loaders": case(Zipped),
+    "two loaders, workers": case(Zipped, loader=LOADERS["two workers"]),
+    "two loaders, StatefulDataLoader": case(Zipped, loader=stateful),
+    "endless": case(Endless, scheduler=SCHEDULERS["PolynomialLR"], per_step=True),
+    "endless, workers": case(
+        Endless, scheduler=SCHEDULERS["PolynomialLR"], per_step=True, loader=LOADERS["workers that stay"]
+    ),
     "everything": case(Everything, data=Augmented, staging="deferred", blocking=False),
     "everything, workers": case(Everything, loader=LOADERS["workers that stay"], blocking=False),
     **{f"optimizer {name}": case(optimizer=made) for name, made in OPTIMIZERS.items()},

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +17,6 @@ KILLED = -9
 
 Kill = int | str
 """At which moment of a life it is killed: its number, or a name."""
-
-
-@pytest.fixture(scope="module")
-def forker() -> Iterator[Forker]:
-    """Start trainings without waiting for torch."""
-    forker = Forker()
-    yield forker
-    forker.end()
 
 
 class Matrix:

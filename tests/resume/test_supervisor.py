@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -60,14 +60,6 @@ class Starts:
     def wait(self) -> int:
         """Wait for its end."""
         return self._process.wait()
-
-
-@pytest.fixture(scope="module")
-def forker() -> Iterator[Forker]:
-    """Start trainings without waiting for torch."""
-    forker = Forker()
-    yield forker
-    forker.end()
 
 
 Send = Callable[[int, int], None]
