@@ -12,10 +12,11 @@ from typing import Any
 import torch
 
 import safepoint
-from safepoint import restore
+from safepoint import entries, restore
 from safepoint.catalog import Catalog
-from safepoint.checkpointer import OWN_ENTRY
 from safepoint.naming import TEMPORARY_PREFIX
+from safepoint.records import Record
+from safepoint.training_state import OWN_ENTRY
 from safepoint.wanted import Wanted
 
 NOTHING: Mapping[str, float] = MappingProxyType({})
@@ -25,7 +26,7 @@ def whole_checkpoints(directory: Path, acknowledged: Mapping[str, float] = NOTHI
     """Return the checkpoints in ``directory``, after asserting that nothing is lost, torn or astray.
 
     Each is whole: Safepoint verifies it, a plain zip reader finds no error, and PyTorch's restricted loader reads it.
-    There is nothing else, hidden temporaries of a dead writer apart. If there is any, one still loads and is restored.
+    There is nothing else, hidden temporaries of a dead writer apart. If there is any without a flaw, one is restored.
     ``acknowledged`` has the names that a run was told to be durable, with their times of capture: each is there, that
     one or a later one, unless a later one is there that tells that the policy let it go.
     """
@@ -39,7 +40,7 @@ def whole_checkpoints(directory: Path, acknowledged: Mapping[str, float] = NOTHI
     lost = {name for name, time in acknowledged.items() if times.get(name, 0.0) < time}
     assert lost <= _let_go(catalog), f"{sorted(lost - _let_go(catalog))} lost; there are {sorted(times)}"
     assert max(times.values(), default=0.0) >= max(acknowledged.values(), default=0.0), "the newest is lost"
-    if (newest := catalog.latest()) is not None:
+    if (newest := _newest(catalog)) is not None:
         _assert_restored(catalog, newest.path)
     return found
 
@@ -67,18 +68,23 @@ def _let_go(catalog: Catalog) -> set[str]:
     return {fate.record.path.relative_to(catalog.directory).as_posix() for fate in fates}
 
 
+def _newest(catalog: Catalog) -> Record | None:
+    """Return the record saved last of those with nothing that speaks against going on from them."""
+    return next((record for record in reversed(catalog.records) if not record.flaw), None)
+
+
 def _assert_restored(catalog: Catalog, newest: Path) -> None:
     """Assert that ``newest`` loads, and that a plain loop (a framework restores by itself) is put back to it."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", RuntimeWarning)  # which tells of frozen parameters that were left out
+        warnings.simplefilter("ignore", RuntimeWarning)  # of frozen parameters, and of flaws
         _restore(catalog, safepoint.load(newest))
 
 
 def _restore(catalog: Catalog, state: dict[str, Any]) -> None:
-    if OWN_ENTRY in state:
-        objects = {name: value for name, value in state.items() if name != OWN_ENTRY}
+    if OWN_ENTRY in state and "loops" not in state:  # which a framework restores
+        objects = entries.adapted({name: value for name, value in state.items() if name != OWN_ENTRY})
         wanted = Wanted(tuple(objects), OWN_ENTRY, catalog.directory)
         restored = restore.restore_first(objects, restore.Candidates.newest_first(catalog), wanted)
         assert restored is not None
-        assert restored.record == catalog.latest()
+        assert restored.record == _newest(catalog)
         assert restored.skipped == {}

@@ -11,9 +11,9 @@ import torch
 from safepoint import Checkpointer, image, keep, reader, when
 
 
-def make(directory: Path, state: dict[str, Any]) -> Checkpointer:
+def make(directory: Path, state: dict[str, Any], **options: Any) -> Checkpointer:
     """Return a checkpointer that saves every step and keeps all."""
-    return Checkpointer(directory, state=state, save=when.every(steps=1), keep=keep.all())
+    return Checkpointer(directory, state=state, save=when.every(steps=1), keep=keep.all(), **options)
 
 
 def save(directory: Path, state: dict[str, Any]) -> Path:

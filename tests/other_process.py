@@ -7,20 +7,20 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 SCRIPTS = Path(__file__).parent / "two_writers" / "scripts"
 
 
 class Other:
-    """A process of its own, and the children that it leaves."""
+    """A process of its own, ``under`` another command perhaps, and the children that it leaves."""
 
-    def __init__(self, script: str, *arguments: object) -> None:
+    def __init__(self, script: str, *arguments: object, under: Sequence[str] = ()) -> None:
         tests = str(Path(__file__).parent)
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join((tests, os.environ.get("PYTHONPATH", "")))}
         self.process = subprocess.Popen(
-            [sys.executable, str(SCRIPTS / script), *map(str, arguments)],
+            [*under, sys.executable, str(SCRIPTS / script), *map(str, arguments)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,

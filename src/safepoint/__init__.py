@@ -10,7 +10,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from safepoint import keep, when
+    from safepoint import data, keep, when
     from safepoint.checkpointer import Checkpointer
     from safepoint.errors import (
         CaptureError,
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
         DamagedCheckpointError,
         MissingMetricError,
         NotACheckpointError,
+        Preempted,
         RestoreError,
         RunAliveError,
         SafepointError,
@@ -38,6 +39,7 @@ __all__ = [
     "DamagedCheckpointError",
     "MissingMetricError",
     "NotACheckpointError",
+    "Preempted",
     "Progress",
     "Record",
     "RestoreError",
@@ -47,6 +49,7 @@ __all__ = [
     "SaveError",
     "SaveStats",
     "StateMismatchError",
+    "data",
     "keep",
     "load",
     "verify",
@@ -63,7 +66,7 @@ _HOMES = {
     "verify": "reader",
 }
 """Where a name is defined; errors, all the others, are in ``errors``, and modules are themselves."""
-_MODULES = ("keep", "when")
+_MODULES = ("data", "keep", "when")
 
 
 def __getattr__(name: str) -> Any:

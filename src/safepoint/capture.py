@@ -352,13 +352,13 @@ def _refuse_shard(_: object) -> Any:
 
 
 def _described(state: object, found: _Found) -> Iterator[Tensor]:
-    for path, tensor in _tensors(state):
+    for path, tensor in tensors_by_path(state):
         place = found.place(tensor)
         if place is not None:
             yield Tensor(path, *place)
 
 
-def _tensors(state: object) -> Iterator[tuple[str, torch.Tensor]]:
+def tensors_by_path(state: object) -> Iterator[tuple[str, torch.Tensor]]:
     """Yield (path, tensor) for every tensor in nested dictionaries, lists and tuples, visiting each of those once."""
     pending: list[tuple[str, object]] = [("", state)]
     seen = set()

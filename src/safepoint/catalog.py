@@ -127,10 +127,11 @@ def _entries(place: str) -> list[os.DirEntry[str]]:
 
 
 def best_of(records: tuple[Record, ...], metric: str, mode: Mode = "min") -> Record | None:
-    """Return the best of ``records`` by ``metric``, or ``None`` if none has it as a number."""
+    """Return the best of ``records`` by ``metric``, or ``None`` if none has it as a number; never an emergency one."""
     from safepoint import keep
 
-    ranked = keep.Best(metric, 1, keep.checked_mode("best", mode)).ranked(records)
+    ordinary = [record for record in records if not record.emergency]
+    ranked = keep.Best(metric, 1, keep.checked_mode("best", mode)).ranked(ordinary)
     return ranked[0] if ranked else None
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 import time
 from collections import deque
 from collections.abc import Iterable, Mapping
@@ -12,45 +13,31 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-import torch
-
-from safepoint import loading, origin, schedule, source
-from safepoint import restore as restoring
-from safepoint.announce import announce
+from safepoint import flaws, schedule
 from safepoint.catalog import Catalog, best_of
-from safepoint.claim import told_of_the_living
-from safepoint.deferral import Live
-from safepoint.errors import ConfigurationError, MissingMetricError, SaveError, plain, warn
-from safepoint.excluded import Excluder
+from safepoint.errors import ConfigurationError, MissingMetricError, Preempted, SaveError, plain
 from safepoint.keep import Mode, PreservationPolicy
-from safepoint.ledger import Ledger
+from safepoint.lighter import Lightened
 from safepoint.loading import Trust
 from safepoint.measured import Measured
-from safepoint.naming import EXTENSION, check_template, first_free
-from safepoint.nearby import meant_by
+from safepoint.naming import check_template, first_free
+from safepoint.neighbours import Neighbours
 from safepoint.pipeline import OnError, Options, Pipeline, Snapshot, Staging
-from safepoint.randomness import rng_state, set_rng_state
-from safepoint.ranks import rank, world_size
 from safepoint.records import NO_METRICS, Event, EventKind, Progress, Record, Save, SaveStats
-from safepoint.report import RestoreReport
-from safepoint.restore import Candidates, Restored
+from safepoint.requests import REQUEST_NAME, Requests
 from safepoint.run import Run, Settled
-from safepoint.signals import Signals
-from safepoint.source import Source
+from safepoint.signals import Came, Signals
 from safepoint.staging import image_bytes
+from safepoint.start import Starter
 from safepoint.stores.local import check_directory
-from safepoint.wanted import Wanted, checked_rename, checked_strict, entries_wanted
+from safepoint.training_state import TrainingState
 from safepoint.when import SavePolicy
 from safepoint.writer import Names
 
 logger = logging.getLogger("safepoint")
 
-OWN_ENTRY = "safepoint"
-"""The entry of the saved state that holds what Safepoint itself restores: the random generators."""
-
-
 _STATS_LIMIT = 10_000
-_EXCEPTION_FILENAME = "{epoch}-{step}-exception"
+_FILENAMES = {EventKind.EXCEPTION: "{epoch}-{step}-exception", EventKind.PREEMPTION: "{epoch}-{step}-preempted"}
 
 
 class Checkpointer:
@@ -105,31 +92,30 @@ class Checkpointer:
         options.check("Checkpointer")
         _check_policies(save, keep)
         _check_flat(filename)
-        _check_state(state)
         self.directory = Path(os.path.abspath(os.path.expanduser(directory)))
         check_directory(self.directory, owner="directory")
-        self._source = None if resume_from is None else _source(resume_from, self.directory)
-        self._state = dict(state)
-        self._live = _live(self._state)
-        self._excluder = Excluder() if exclude_frozen else None
         self._save_policy = save
         self._keep_policy = keep
         self._filename = filename
         self._run = Run(Pipeline(self.directory, options))
+        self._state = TrainingState(state, excludes_frozen=exclude_frozen)
+        self._neighbours = Neighbours(self._run)
+        self._starter = Starter(self._run, self._state.objects, resume_from)
         self._progress = Progress()
         self._schedule = schedule.start((0, 0, 0), time.monotonic())
         self._measured = Measured({})
         self._step_ended_s = self._schedule.last_save_s
         self._seen: set[str] = set()
         self._protected: dict[Path, str] = {}
-        self._alone = False
+        self._raised = self._interrupted = ""
         self._has_saved = False
         self._last_path = self.directory
-        self._is_told_of_ranks = False
         self._has_memory = False
         self._stats: deque[SaveStats] = deque(maxlen=_STATS_LIMIT)
         self._closed = False
-        self._signals = Signals(save.signals) if save.signals else None
+        self._preempted: Came | None = None
+        self._requests = Requests(self.directory)
+        self._signals = Signals(save.signals, save.endings) if save.signals or save.endings else None
 
     def __enter__(self) -> Self:
         """Return the checkpointer itself."""
@@ -144,7 +130,12 @@ class Checkpointer:
             return
         try:
             try:
-                if not self._closed:
+                if not isinstance(error, Preempted):
+                    self._raised = type(error).__name__ or "an exception"
+                    self._interrupted = flaws.interrupted_update(error)
+                if not self._closed and (came := self._end_asked_for()) is not None:
+                    self._saved_before_end(came, self._running_epoch())
+                if not self._closed and self._preempted is None:
                     self._decide(EventKind.EXCEPTION, self._running_epoch(), cause=type(error).__name__)
             finally:
                 self._finish()
@@ -166,8 +157,9 @@ class Checkpointer:
         what ``resume_from=`` means is taken instead; if that is not given, the run starts afresh. Which of these it is,
         is told in a line: in the log, or on standard error where no logging is set up.
 
-        Checkpoints that do not verify are skipped with a warning that says why, and are left where they are. The run
-        goes on under its old identity: the checkpoints that it wrote before count for ``keep`` again.
+        Checkpoints that do not verify are skipped with a warning that says why, and are left where they are; so are
+        those that were saved at an exception, with a flaw (``Record.flaw``). The run goes on under its old identity:
+        the checkpoints that it wrote before count for ``keep`` again.
 
         Nothing is changed before the state has been found to fit. Then the file is read once, and verified on its way
         into the tensors that are there; damage found on the way is made good by the next older checkpoint. Keys of
@@ -188,8 +180,8 @@ class Checkpointer:
 
         Raises:
             RunAliveError: another living process saves as the run to go on with. It was waited for, for some seconds.
-            RestoreError: there are checkpoints and none verifies; says what was tried. If it says so, the objects in
-                ``state`` may hold parts of a damaged one, and must not be used.
+            RestoreError: there are checkpoints, and none verifies that has no flaw; says what was tried. If it says so,
+                the objects in ``state`` may hold parts of a damaged one, and must not be used.
             StateMismatchError: the newest sound one is of another model or optimizer, or cannot be gone on from exactly
                 although ``strict=True``; nothing was restored, unless it says that the objects may hold parts of it.
             CheckpointError: it needs a class that is neither safe nor in ``trust``, or cannot be built; or what
@@ -198,89 +190,36 @@ class Checkpointer:
 
         """
         self._check_open()
-        wanted = Wanted(
-            entries_wanted(self._state, only, except_),
-            OWN_ENTRY,
-            self.directory,
-            only is None,
-            checked_strict(strict),
-            checked_rename(rename),
-        )
-        loading.checked_trust(trust)
+        wanted = self._starter.wanted(only, except_, strict, rename)
         self.wait()
-        if self._source is None and not wanted.whole:
-            restored = self._warm_start(Candidates.newest_first(Catalog.of(self.directory, below=False)), wanted, trust)
-        else:
-            restored = self._restore_own(wanted, trust)
-            if restored is None and self._source is not None:
-                restored = self._warm_start(origin.candidates(self._source), wanted, trust)
-        self._tell_of_start(restored)
-        return self._progress
-
-    def _restore_own(self, wanted: Wanted, trust: Trust) -> Restored | None:
-        """Go on with the run whose newest checkpoint is in the directory, ``None`` if there is nothing."""
-        if self._source is not None:
-            wanted = replace(wanted, entries=tuple(self._state), whole=True, rename={})
-        catalog = self._run.claimed(Catalog.latest, below=False)
-        try:
-            candidates = Candidates.newest_first(catalog)
-            restored = restoring.restore_first(self._state, candidates, wanted, self._run.claim, trust)
-        except BaseException:
-            self._run.pipeline.let_go()
-            raise
-        if restored is not None:
-            self._progress = restored.progress
-            self._adopt(catalog, restored.record, restored.skipped)
-            self._put_back_random_state(restored)
-            if self._source is not None:
-                logger.info("%s", plain(f"{self.directory} holds a checkpoint: resume_from= is not looked at"))
-        return restored
-
-    def _warm_start(self, candidates: Candidates, wanted: Wanted, trust: Trust) -> Restored | None:
-        """Start as a run of its own from what is wanted of a checkpoint, unclaimed; ``None`` if there is none."""
-        restored = restoring.restore_first(self._state, candidates, wanted, None, trust)
-        if restored is not None:
-            p = self._progress = restored.progress
+        start = self._starter.start(wanted, trust)
+        p = self._progress = start.progress
+        if p.path is not None:
             self._schedule = schedule.start((p.step, p.epoch, p.batch), time.monotonic())
-            if wanted.whole:
-                self._measured = Measured(p.metrics)
-                self._seen.update(p.metrics)
-                self._put_back_random_state(restored)
-            if candidates.directory == self.directory:
-                self._run.pipeline.starts_after(max(record.time for record in candidates.records))
-        return restored
-
-    def _put_back_random_state(self, restored: Restored) -> None:
-        if rank() == 0:  # whose it is: two ranks with the same would drop out the same
-            set_rng_state(restored.own["rng"])
-
-    def _tell_of_start(self, restored: Restored | None) -> None:
-        if restored is None:
-            report = RestoreReport(self.directory, left=tuple(self._state))
-            self._progress = replace(self._progress, report=report)
-        if not self._run.pipeline.leads:
-            return
-        if restored is None:
-            near = meant_by(self.directory)
-            hint = "" if near is None else f"; {near} holds some: was that meant?"
-            announce(f"{self._progress}{hint}", logging.WARNING)
-        else:
-            announce(str(self._progress))
+            self._measured = Measured(p.metrics)
+            self._seen |= start.seen
+            self._protected, self._neighbours.are_known = dict(start.protected), start.is_own
+        return p
 
     def step(self, **metrics: Any) -> None:
         """Count one optimizer step and save if that is due; call it once after each ``optimizer.step()``.
 
         ``metrics`` are numbers or one-element tensors measured at this step; they are read only if a save is due.
+
+        Raises:
+            Preempted: a signal of ``when.preempted()`` has come; this step is saved, and everything durable.
+
         """
         self._check_open()
         p = self._progress
         self._progress = Progress(p.step + 1, p.epoch, p.batch + 1, NO_METRICS, p.path)
+        self._state.mark()
         self._measured = Measured(metrics)
         self._seen |= metrics.keys()
         if not self._has_memory:
             self._prepare_memory()
         try:
-            self._decide(EventKind.STEP, p.epoch)
+            self._decide(EventKind.STEP, p.epoch, cause=REQUEST_NAME if self._requests.taken() else "")
         finally:
             self._answer_signal(p.epoch)
 
@@ -289,6 +228,7 @@ class Checkpointer:
 
         Raises:
             MissingMetricError: a save is due and ``keep`` ranks by a metric that was not passed so far.
+            Preempted: see ``step``.
 
         """
         self._check_open()
@@ -296,6 +236,7 @@ class Checkpointer:
         self._measured = self._measured.with_more(metrics)
         self._seen |= metrics.keys()
         self._progress = Progress(p.step, p.epoch + 1, 0, NO_METRICS, p.path)
+        self._state.end_epoch()
         self._decide(EventKind.EPOCH_END, p.epoch)
         if metrics and any(record.step == p.step for record in self._run.ledger.records):
             self._run.ledger = self._run.ledger.measured(p.step, dict(self._measured))
@@ -349,14 +290,23 @@ class Checkpointer:
 
         Raises:
             MissingMetricError: ``keep`` ranks by a metric that was never passed; everything is saved all the same.
+            Preempted: see ``step``.
 
         """
         if self._closed:
             return
+        epoch = self._running_epoch()
         try:
-            self._decide(EventKind.TRAIN_END, self._running_epoch())
+            self._decide(EventKind.TRAIN_END, epoch)
+            self.wait()
         finally:
-            self._finish()
+            try:
+                if (came := self._end_asked_for()) is not None:
+                    raise self._saved_before_end(came, epoch)
+            finally:
+                self._finish()
+        if (came := self._end_asked_for()) is not None:  # while the threads were ending
+            raise self._ended_by(came)
         if self._has_saved:
             self._check_ranked_by(())
 
@@ -377,12 +327,14 @@ class Checkpointer:
         return tuple(self._stats)
 
     def latest(self) -> Record | None:
-        """Return the durable checkpoint that was saved last, or ``None``."""
-        records = self.records()
-        return records[-1] if records else None
+        """Return the durable checkpoint without a flaw that was saved last, at an exception or not, or ``None``."""
+        return next((record for record in reversed(self.records()) if not record.flaw), None)
 
     def best(self, metric: str, mode: Mode = "min") -> Record | None:
-        """Return the durable checkpoint with the best ``metric``, the earlier of equals; ``None`` if none has it."""
+        """Return the durable checkpoint with the best ``metric``, the earlier of equals; ``None`` if none has it.
+
+        One that was saved at an exception is never the best.
+        """
         return best_of(self.records(), metric, mode)
 
     def _decide(self, kind: EventKind, epoch: int, *, cause: str = "", pinned: bool = False) -> None:
@@ -408,8 +360,10 @@ class Checkpointer:
         step_s, template, metrics = 0.0, self._filename, self._measured
         if kind is EventKind.STEP:
             step_s, self._step_ended_s = now - self._step_ended_s, now
-        elif kind is EventKind.EXCEPTION:  # what was measured may be of other weights than the exception leaves
-            template, metrics = _EXCEPTION_FILENAME, Measured({})
+        elif kind in _FILENAMES:  # a name without metrics: some may not be measured yet
+            template = _FILENAMES[kind]
+        if self._raised:  # what was measured may be of other weights than the exception leaves
+            metrics = Measured({})
         event = Event(kind, p.step, epoch, (p.step, p.epoch, p.batch), now, step_s, metrics, cause=cause)
         state, decision = schedule.decide(self._save_policy, self._schedule, event, (template,))
         if not isinstance(decision, Save):
@@ -419,8 +373,46 @@ class Checkpointer:
         return has_ended
 
     def _answer_signal(self, epoch: int) -> None:
-        if self._signals is not None and (name := self._signals.take()):
-            self._decide(EventKind.SIGNAL, epoch, cause=name)
+        came = None if self._signals is None else self._signals.take()
+        if came is None:
+            return
+        if came.grace_s is None:
+            self._decide(EventKind.SIGNAL, epoch, cause=came.name)
+        else:
+            late = sys.exception()
+            raise self._saved_before_end(came, epoch, late if isinstance(late, SaveError) else None)
+
+    def _end_asked_for(self) -> Came | None:
+        """Return the signal that has come to end the run, if one has."""
+        came = None if self._signals is None else self._signals.take()
+        return None if came is None or came.grace_s is None else came
+
+    def _saved_before_end(self, came: Came, epoch: int, failure: Exception | None = None) -> Preempted:
+        """Save unless this step is saved, wait until all is durable, and return what ends the process, in any case.
+
+        What failed, ``failure`` included, is logged: the end of a process by SystemExit shows no error.
+        """
+        self._preempted = came
+        for _ in range(2):  # what is on its way may fail yet
+            if failure is not None:
+                logger.error("%s", plain(f"{came.name} has come, and meanwhile: {failure}"))
+            try:
+                self._decide(EventKind.PREEMPTION, epoch, cause=came.name)
+                self.wait()
+            except Exception as error:  # noqa: BLE001 - whatever it is, the process ends
+                failure = error
+            else:
+                break
+        else:
+            logger.error("%s", plain(f"{came.name} has come, and this step could not be saved: {failure}"))
+        return self._ended_by(came)
+
+    def _ended_by(self, came: Came) -> Preempted:
+        p, records = self._progress, self._run.ledger.durable
+        is_saved = self._schedule.secured_position == (p.step, p.epoch, p.batch)
+        ended = Preempted(came.name, records[-1].path if records and is_saved else None)
+        logger.warning("%s", ended)
+        return ended
 
     def _take_in(self, settled: Settled) -> None:
         """Take notice of what became durable, and raise what went wrong."""
@@ -436,7 +428,7 @@ class Checkpointer:
     def _prepare_memory(self) -> None:
         """Have memory ready before the first save; after a first step the optimizers have their state."""
         self._has_memory = True
-        self._run.pipeline.prepare(image_bytes(self._captured()[0]), at_most=self._keep_policy.at_most)
+        self._run.pipeline.prepare(image_bytes(self._state.captured()[0]), at_most=self._keep_policy.at_most)
 
     def _save_now(self, event: Event, decision: Save, *, pinned: bool) -> bool:
         metrics = dict(event.metrics)
@@ -444,90 +436,55 @@ class Checkpointer:
             self._check_ranked_by(metrics)
         (stem,) = decision.names
         self._run.miss(self._run.missing())
-        self._warn_of_ranks()
+        self._neighbours.warn_of_ranks()
+        state, excluded = self._state.captured()
+        flaw = (self._interrupted or self._state.holding_nan(state)) if self._raised else ""
         own = {record.path: record for record in self._run.ledger.records}
-        same_step = {path for path, record in own.items() if record.step == event.step}
+        same_step = {
+            path
+            for path, record in own.items()
+            if record.step == event.step and (not self._raised or (record.emergency and (record.flaw or not flaw)))
+        }
         name = first_free(
             stem, lambda name: self.directory / name not in same_step and self._run.taken(self.directory / name)
         )
-        state, excluded = self._captured()
+        came = self._preempted if event.kind is EventKind.PREEMPTION else None
+        lightened = Lightened()
+        if came is not None:
+            lightened = self._state.lightened(state, came, tuple(self._stats), self._run.pipeline.pending_bytes)
         snapshot = Snapshot(
-            event.step, event.epoch, event.position, metrics, decision.reasons, pinned, excluded=excluded
+            event.step,
+            event.epoch,
+            event.position,
+            metrics,
+            decision.reasons + tuple(f"{entry}: {why}" for entry, why in lightened.inexact.items()),
+            pinned,
+            excluded=excluded | lightened.excluded,
+            inexact=self._state.inexact() | lightened.inexact,
+            emergency=self._raised,
+            flaw=flaw,
         )
+        is_whole = not lightened.inexact  # else nothing goes for it
         proposed = self._run.ledger.propose(
             self._run.candidate(snapshot, name),
             self._keep_policy,
-            protected=self._protected,
+            protected=self._protected if is_whole else dict.fromkeys(own, f"{name} is not as whole"),
             superseded=dict.fromkeys(
-                same_step - {self.directory / name}, f"superseded by {name}, saved later at the same step"
+                same_step - {self.directory / name} if is_whole else (),
+                f"superseded by {name}, saved later at the same step",
             ),
         )
-        self._warn_of_other_runs()
+        self._neighbours.warn_of_runs()
         names = Names(name, replace=self.directory / name in same_step)
-        has_ended = self._run.save(state, snapshot, names, proposed, self._live)
+        has_ended = self._run.save(state, snapshot, names, proposed, self._state.live)
         self._has_saved, self._last_path = True, self.directory / name
         return has_ended
-
-    def _captured(self) -> tuple[dict[str, Any], dict[str, str]]:
-        """Return what is to be saved, and what is left out of it."""
-        state: dict[str, Any] = {entry: restoring.state_of(target) for entry, target in self._state.items()}
-        excluded: dict[str, str] = {}
-        for entry, target in self._state.items():
-            if self._excluder is not None and isinstance(target, torch.nn.Module):
-                left_out = self._excluder.take_out(state[entry], target)
-                excluded |= {f"{entry}.{name}": found for name, found in left_out.items()}
-        state[OWN_ENTRY] = {"rng": rng_state()}
-        if world_size() > 1:
-            state[OWN_ENTRY]["world_size"] = world_size()
-        return state, excluded
 
     def _check_ranked_by(self, present: Iterable[str]) -> None:
         """Raise if ``keep`` ranks by a metric that was not passed so far; ``present`` are those of this moment."""
         for metric in sorted(self._keep_policy.metrics - self._seen):
             remedy = f"Pass epoch_end({metric}=...); in an epoch without a measurement, float('nan')."
             raise MissingMetricError(metric, f"keep.best({metric!r})", present or self._seen, remedy)
-
-    def _adopt(self, catalog: Catalog, record: Record, skipped: Mapping[Path, str]) -> None:
-        p = self._progress
-        self._schedule = schedule.start((p.step, p.epoch, p.batch), time.monotonic())
-        self._measured = Measured(p.metrics)
-        self._seen.update(*(fate.record.metrics for fate in catalog.history(record.run)))
-        self._protected = {record.path: "the run was resumed from it"}
-        own = tuple(found for found in catalog.written_by(record.run) if found.path not in skipped)
-        present = {found.path for found in own}
-        gone = (fate for fate in catalog.history(record.run) if not fate.kept and fate.record.path not in present)
-        self._run.adopt(record.run, Ledger(records=own, removed=tuple(gone)))
-        # Those that were skipped may be sound another time, and must not be the newest again.
-        self._run.pipeline.starts_after(max(found.time for found in catalog.records if found.run == record.run))
-        self._alone = True
-
-    def _warn_of_other_runs(self) -> None:
-        """Say once, before the first save of a run that was not restored, that others' checkpoints are there."""
-        if self._alone:
-            return
-        try:
-            catalog = Catalog.of(self.directory, below=False)
-        except OSError:  # the save itself will say what the directory has
-            return
-        self._alone = True
-        if others := catalog.records:
-            warn(
-                f"{self.directory} holds {len(others)} checkpoints of another run; they stay, and do not count for "
-                f"keep=. {told_of_the_living(catalog) or 'Call restore() first to go on with that run.'}",
-                stacklevel=5,
-            )
-
-    def _warn_of_ranks(self) -> None:
-        """Say once that this process is not the one of its group that should save."""
-        if self._run.pipeline.leads or self._is_told_of_ranks:
-            return
-        self._is_told_of_ranks = True
-        warn(
-            f"rank {torch.distributed.get_rank()} of {torch.distributed.get_world_size()} saves into {self.directory}, "
-            "too: every rank that does writes a run of its own. Call restore() on all ranks; step(), epoch_end() and "
-            "save() on rank 0 only.",
-            stacklevel=5,
-        )
 
     def _running_epoch(self) -> int:
         """Return the epoch that is running or, between two epochs, the one that just ended."""
@@ -541,28 +498,11 @@ class Checkpointer:
     def _finish(self) -> None:
         if not self._closed:
             self._closed = True
-            if self._signals is not None:
-                self._signals.restore()
-            self._take_in(self._run.close())
-
-
-def _live(state: Mapping[str, object]) -> Live:
-    return Live(
-        modules=tuple(target for target in state.values() if isinstance(target, torch.nn.Module)),
-        optimizers=tuple(target for target in state.values() if isinstance(target, torch.optim.Optimizer)),
-    )
-
-
-def _source(resume_from: object, directory: Path) -> Source:
-    """Return what ``resume_from=`` says, with an absolute path."""
-    found = source.parsed(resume_from)
-    path = Path(os.path.abspath(os.path.expanduser(found.path)))
-    if directory in (path, path.parent if path.suffix == EXTENSION else None):
-        raise ConfigurationError(
-            f"resume_from={str(path)!r} is in the run's own directory, from whose newest checkpoint restore() goes on: "
-            "give another directory for the run that is to start from it."
-        )
-    return replace(found, path=path)
+            try:
+                self._take_in(self._run.close())
+            finally:
+                if self._signals is not None:
+                    self._signals.restore()
 
 
 def _check_policies(save: object, keep: object) -> None:
@@ -576,11 +516,3 @@ def _check_flat(filename: str) -> None:
     check_template(filename)
     if "/" in filename:
         raise ConfigurationError(f"filename={filename!r}: the files of a run lie side by side; take out the '/'.")
-
-
-def _check_state(state: Mapping[str, object]) -> None:
-    if not isinstance(state, Mapping) or not state:
-        raise ConfigurationError("state= must map names to live objects: state={'model': model}.")
-    if OWN_ENTRY in state:
-        raise ConfigurationError(f"state= has an entry {OWN_ENTRY!r}, a name that is Safepoint's own: rename it.")
-    restoring.check_restorable(state)

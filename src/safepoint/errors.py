@@ -14,6 +14,8 @@
     ├── RunAliveError                       the run to go on with is still alive in another process
     └── StateMismatchError                  a sound checkpoint, of another model or optimizer
 
+``Preempted`` is none of them, but a SystemExit: a signal ends the process, and what it has saved is durable.
+
 Every message says what is wrong, where, and what to do about it. What it repeats of a file (a name, a metric, a path)
 can be anything: ``plain`` takes from it what a terminal would obey, in errors, warnings, and what is logged or printed.
 """
@@ -21,12 +23,14 @@ can be anything: ``plain`` takes from it what a terminal would obey, in errors, 
 from __future__ import annotations
 
 import difflib
+import signal
 import traceback
 import warnings
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
+    from pathlib import Path
 
 
 _LONGEST_MESSAGE = 100_000
@@ -139,3 +143,22 @@ class RunAliveError(SafepointError):
 
 class StateMismatchError(SafepointError):
     """Say that a sound checkpoint does not fit the live objects."""
+
+
+class Preempted(SystemExit):
+    """End the process as a signal asks for: with the status 128 + its number, as a shell tells of one that it killed.
+
+    ``signal`` is the name of the signal; ``path`` the checkpoint to go on from, ``None`` where this step could not be
+    saved. All that was saved is durable. A SystemExit, so that ``except Exception`` lets it pass.
+    """
+
+    def __init__(self, signal_name: str, path: Path | None) -> None:
+        super().__init__(signal_name, path)
+        self.signal = signal_name
+        self.path = path
+        self.code = 128 + signal.Signals[signal_name]
+
+    def __str__(self) -> str:
+        """Tell it in a line."""
+        saved = "this step could not be saved" if self.path is None else f"{self.path} is durable"
+        return plain(f"{self.signal} ends this run: {saved}; the process ends with the status {self.code}.")

@@ -5,7 +5,7 @@ No clock, no disk, no torch: what happened is handed in, removal is done elsewhe
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
@@ -15,6 +15,7 @@ from safepoint.records import Fate, Metrics, Plan, Record, SaveStats
 
 NOTHING: Mapping[Path, str] = MappingProxyType({})
 _NEWEST = "the newest is never removed"
+_GONE_ON = "it was saved at an exception, and the run has saved again since"
 
 
 def plan_retention(
@@ -26,24 +27,37 @@ def plan_retention(
 ) -> Plan:
     """Return what stays and what goes of ``records``, oldest first.
 
-    Never removed: the newest record, a pinned one and what ``protected`` names (path to reason). What ``superseded``
-    names (path to reason) counts for no policy.
+    Never removed: the newest ordinary record, a pinned one and what ``protected`` names (path to reason). What
+    ``superseded`` names (path to reason) counts for no policy. Neither does an emergency checkpoint, which takes
+    nobody's place: it stays for as long as no later ordinary one is there.
     """
-    reasons = dict(policy.select([record for record in records if record.path not in superseded]))
-    if records:
-        reasons.setdefault(records[-1].path, _NEWEST)
+    ordinary = [record for record in records if not record.emergency]
+    reasons = dict(policy.select([record for record in ordinary if record.path not in superseded]))
+    if ordinary:
+        reasons.setdefault(ordinary[-1].path, _NEWEST)
     for record in records:
         if record.pinned:
             reasons.setdefault(record.path, "pinned")
     reasons = {**protected, **reasons}
+    for record in _saved_last_of_all(records):
+        if record.path not in superseded:
+            reasons.setdefault(record.path, f"saved at an exception ({record.emergency}), until the run saves again")
     return Plan(
         keep={record.path: reasons[record.path] for record in records if record.path in reasons},
         remove={
-            record.path: superseded.get(record.path) or policy.why_not(record)
+            record.path: superseded.get(record.path) or (_GONE_ON if record.emergency else policy.why_not(record))
             for record in records
             if record.path not in reasons
         },
     )
+
+
+def _saved_last_of_all(records: Sequence[Record]) -> Iterator[Record]:
+    """Yield the emergency checkpoints that no ordinary one has followed."""
+    for record in reversed(records):
+        if not record.emergency:
+            return
+        yield record
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,10 +184,13 @@ class Ledger:
                 f"{name} is kept while it is the newest, but is {policy.why_not(record)}. To stay after the next save, "
                 f"it would take {self._takes(record, policy)}."
             )
-        return f"{name} is kept: {plan.keep[path]}."
+        flaw = f" It is not gone on from: {record.flaw}." if record.flaw else ""
+        return f"{name} is kept: {plan.keep[path]}.{flaw}"
 
     def _takes(self, record: Record, policy: PreservationPolicy) -> str:
-        takes = policy.takes(record, self.records)
+        if record.emergency:
+            return "a copy of it under another name"
+        takes = policy.takes(record, [other for other in self.records if not other.emergency])
         return takes if "pinned=True" in takes else f"{takes}, or save(pinned=True)"
 
     def history(self) -> tuple[Fate, ...]:

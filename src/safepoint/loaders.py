@@ -22,11 +22,12 @@ import torch
 from torch.utils.data import DataLoader, IterableDataset
 
 from safepoint.randomness import has_rng_state, rng_state, set_rng_state
+from safepoint.workers import begun
 
 _MOST = 1 << 48
 _MOST_GENERATORS = 4
 _KEYS = frozenset(
-    ("batches", "began", "is_over", "has_workers", "generators", "sampler", "length", "batch_size", "own")
+    ("batches", "began", "is_marked", "is_over", "has_workers", "generators", "sampler", "length", "batch_size", "own")
 )
 
 Begin = Callable[[], Iterator[Any]]
@@ -101,6 +102,7 @@ class Position:
         return {
             "batches": batches,
             "began": self._began if batches else None,
+            "is_marked": self._marked is not None,
             "is_over": bool(batches) and self._open() is None,
             "has_workers": self._has_workers,
             "generators": _states_of_generators(self.loader),
@@ -122,7 +124,8 @@ class Position:
         _put_back(self.loader, state)
         if is_stateful(self.loader) and state["own"] is not None:
             self.loader.load_state_dict(state["own"])  # type: ignore[attr-defined]
-        self._iteration, self._began, self._marked, self._resume = _nothing, None, None, state
+        self._iteration, self._began, self._resume = _nothing, None, state
+        self._marked = 0 if state["is_marked"] else None
 
     def changed(self, state: dict[str, Any]) -> str | None:
         """Return in which way the loader is another than the one whose ``state`` was saved; ``None`` if it is not."""
@@ -368,7 +371,7 @@ def _followed(base: type[Any]) -> type[Any]:
         def __iter__(self) -> Iterator[Any]:
             reference = vars(self).get(_POSITION)  # one that was made from another has none
             position: Position | None = None if reference is None else reference()
-            begin: Begin = super().__iter__
+            begin: Begin = functools.partial(begun, self, super().__iter__)
             return begin() if position is None else position.iterate(begin)
 
     setattr(Followed, _POSITION, None)

@@ -91,7 +91,7 @@ class Summary(msgspec.Struct, frozen=True, omit_defaults=True):
     """What a list needs of a manifest; the fields of ``records.Record`` mean the same here.
 
     ``position`` is ``None`` where a framework keeps track of where to go on in its own part of the state;
-    ``measured_at`` is left out where it is empty.
+    ``measured_at``, ``emergency`` and ``flaw`` are left out where they are empty.
     """
 
     format_version: Annotated[int, msgspec.Meta(ge=1)]
@@ -104,6 +104,8 @@ class Summary(msgspec.Struct, frozen=True, omit_defaults=True):
     pinned: bool
     position: Position | None
     measured_at: Annotated[dict[str, Count], msgspec.Meta(max_length=METRICS_LIMIT)] = {}
+    emergency: str = ""
+    flaw: str = ""
 
     def record(self, path: Path, size_bytes: int) -> Record:
         """Return the record of the checkpoint that was found at ``path``."""
@@ -118,6 +120,8 @@ class Summary(msgspec.Struct, frozen=True, omit_defaults=True):
             pinned=self.pinned,
             run=self.run,
             measured_at=self.measured_at,
+            emergency=self.emergency,
+            flaw=self.flaw,
         )
 
     def progress(self, path: Path) -> Progress | None:

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 import torch
 
+from safepoint.entries import Stateless, changed, difference, kind_of
 from safepoint.errors import in_line, shortened
 from safepoint.excluded import below, put_in
 from safepoint.in_place import has_own_way, own_ways
@@ -80,7 +81,7 @@ def fit(objects: Mapping[str, object], saved: Mapping[str, Any], manifest: Manif
     for name in wanted.entries:
         comparison.look_at(name, objects[name])
     for name, target in objects.items():
-        if name in wanted.entries and isinstance(target, torch.optim.Optimizer):
+        if wanted.strict is False and name in wanted.entries and isinstance(target, torch.optim.Optimizer):
             comparison.look_at_parameters(name, target)
     report = comparison.report(objects)
     return Fit(report, comparison.problem(report, objects), comparison.modules)
@@ -107,21 +108,29 @@ class _Comparison:
     def look_at(self, name: str, target: object) -> None:
         """Compare one entry of ``state=``."""
         if name not in self._saved:
-            if name not in self._manifest.inexact:  # else the save has left it out, and says so
-                self._missing.append(Difference(name, "", type(target).__name__, ""))
-                if isinstance(target, torch.nn.Module):
-                    self._note_altered(name, target, dict(target.named_parameters(remove_duplicate=False)))
-                    self._unmatched.append(name)
+            self._look_at_missing(name, target)
             return
         saved = self._saved[name]
         if isinstance(target, torch.nn.Module):
             self._look_at_module(name, target, saved)
         elif isinstance(target, torch.optim.Optimizer):
             self._take(name, optimizer_difference(target, saved))
-        elif isinstance(target, dict) and not isinstance(saved, dict):
-            self._take(name, ("", "dict", type(saved).__name__))
         else:
-            self._take(name, None)
+            found = difference(target, saved)
+            self._take(name, found)
+            if found is None and (why := changed(target, saved)) is not None:
+                self._inexact[name] = why
+
+    def _look_at_missing(self, name: str, target: object) -> None:
+        if name in self._manifest.inexact:  # the save has left it out, and says so
+            return
+        if isinstance(target, Stateless):
+            self._inexact[name] = target.inexact
+            return
+        self._missing.append(Difference(name, "", kind_of(target), ""))
+        if isinstance(target, torch.nn.Module):
+            self._note_altered(name, target, dict(target.named_parameters(remove_duplicate=False)))
+            self._unmatched.append(name)
 
     def look_at_parameters(self, name: str, optimizer: torch.optim.Optimizer) -> None:
         """Leave an optimizer alone if a parameter of its is another one than it was: its state would be another's."""
@@ -133,19 +142,18 @@ class _Comparison:
         ):
             self._restored.remove(name)
             self._matched -= 1
-            here = f"with {altered}, which is not as it was"
-            self._reshaped.append(Difference(name, "state", in_line(here), "of other parameters"))
+            self._reshaped.append(Difference(name, "state", f"of {altered}", "of another shape or name"))
 
     def report(self, objects: Mapping[str, object]) -> RestoreReport:
         """Return what was found."""
         wanted, restored = self._wanted, set(self._restored)
-        inexact = {
+        not_exact = self._inexact | {
             name: why
             for name, why in self._manifest.inexact.items()
             if name in wanted.entries or (wanted.whole and name not in objects)
         }
         if wanted.whole:
-            inexact |= self._own_inexact()
+            not_exact |= self._own_inexact()
             self._unexpected += (
                 Difference(in_line(shortened(str(name))), "", "", type(value).__name__)
                 for name, value in self._saved.items()
@@ -159,7 +167,7 @@ class _Comparison:
             missing=tuple(self._missing),
             unexpected=tuple(self._unexpected),
             reshaped=tuple(self._reshaped),
-            inexact=inexact,
+            inexact=not_exact,
         )
 
     def problem(self, report: RestoreReport, objects: Mapping[str, object]) -> str:
@@ -311,7 +319,7 @@ def _shape_of(value: Any) -> tuple[int, ...] | None:
 
 def _shape(value: Any) -> str:
     shape = _shape_of(value)
-    return type(value).__name__ if shape is None else str(tuple(shape))
+    return f"{type(value).__name__} without a shape" if shape is None else str(tuple(shape))
 
 
 def _is_inflated(tensor: torch.Tensor) -> bool:

@@ -84,7 +84,7 @@ class Snapshot:
     """What to say of a state.
 
     ``position`` is (step, epoch, batch) to go on with, ``None`` where a framework knows; for ``excluded`` and
-    ``inexact`` see ``Manifest``.
+    ``inexact`` see ``Manifest``, for ``emergency`` and ``flaw`` see ``Record``.
     """
 
     step: int
@@ -96,6 +96,8 @@ class Snapshot:
     measured_at: Mapping[str, int] = field(default_factory=dict)
     excluded: Mapping[str, str] = field(default_factory=dict)
     inexact: Mapping[str, str] = field(default_factory=dict)
+    emergency: str = ""
+    flaw: str = ""
 
 
 @dataclass(slots=True, eq=False)
@@ -163,6 +165,8 @@ class Pipeline:
             pinned=snapshot.pinned,
             run=self.identity,
             measured_at=dict(snapshot.measured_at),
+            emergency=snapshot.emergency,
+            flaw=snapshot.flaw,
         )
 
     def prepare(self, size_bytes: int, *, at_most: int | None) -> None:
@@ -341,6 +345,11 @@ class Pipeline:
         self._pool.close()
         self._store.let_go()
 
+    @property
+    def pending_bytes(self) -> int:
+        """How many bytes of what is queued are still to be written."""
+        return self._writer.pending_bytes
+
     def has_under_way(self, book: Book) -> bool:
         """Tell whether anything that is queued has a part for ``book``."""
         return any(part.book is book for parts in self._under_way for part in parts)
@@ -424,6 +433,8 @@ class Pipeline:
             measured_at=dict(record.measured_at),
             excluded=dict(snapshot.excluded),
             inexact=dict(snapshot.inexact),
+            emergency=record.emergency,
+            flaw=record.flaw,
         )
 
 

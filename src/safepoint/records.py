@@ -34,6 +34,7 @@ class EventKind(enum.Enum):
     TRAIN_END = "train end"
     EXCEPTION = "exception"
     SIGNAL = "signal"
+    PREEMPTION = "preemption"
     REQUEST = "request"
 
 
@@ -44,7 +45,8 @@ class Event(NamedTuple):  # one is made at every step: a named tuple costs a thi
     ended; ``position`` is where a run restored from here would go on: (step, epoch, batch) as in ``Progress``;
     ``time_s`` is a monotonic clock in seconds, read by the caller, and ``step_s`` what the last step took; ``metrics``
     are those that were measured on the weights of this moment. ``awaits`` names what is still to be measured on them:
-    a save that is due waits for it. ``cause`` is the name of the exception's class, or of the signal.
+    a save that is due waits for it. ``cause`` is the name of the exception's class, or of the signal, or says what
+    requests a save, at a step, too.
     """
 
     kind: EventKind
@@ -151,6 +153,8 @@ class Record:
     (strictly rising within a run), ``reasons`` why it was saved, ``run`` the identity of the run that wrote it.
     ``metrics`` were measured on its very weights, but for those in ``measured_at``, which were at an earlier step.
     ``stats`` is what the save cost, if known: a checkpoint cannot hold that of itself, but a later one of its run does.
+    ``emergency`` is the class name of the exception at which it was saved, if it was: such a one counts for no policy
+    and is never the best. ``flaw`` says why its state is not to be gone on from, "" if nothing speaks against it.
     """
 
     path: Path
@@ -164,6 +168,8 @@ class Record:
     run: str = ""
     measured_at: Mapping[str, int] = field(default_factory=lambda: MappingProxyType({}))
     stats: SaveStats | None = None
+    emergency: str = ""
+    flaw: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,9 +210,10 @@ class Progress:
         if self.path is None:
             where = "" if self.report.directory is None else f" in {self.report.directory}"
             return f"no checkpoint{where}: starting at step {self.step}"
-        what = (
-            f"restored {', '.join(self.report.restored)} from {self.path}" if self.report.restored else str(self.path)
-        )
+        what = str(self.path)
+        if self.report.restored:
+            how = "restored" if self.report.restored_whole else "restored in part:"
+            what = f"{how} {', '.join(self.report.restored)} from {self.path}"
         if self.step or self.epoch or self.batch:
             return f"{what}: going on at step {self.step}, epoch {self.epoch}, batch {self.batch}"
         return f"{what}: starting at step 0"

@@ -11,12 +11,16 @@ from itertools import islice
 
 _WRAPPERS = ("_orig_mod", "module")
 """What ``torch.compile``, and ``DistributedDataParallel`` and ``DataParallel``, put into the names of parameters."""
+_LONGEST = 10_000
+"""What is longer is no module's name: it is not taken apart."""
 _TRIED = 20
 _COUNTED = 1000
 
 
 def core(key: str) -> str:
     """Return ``key`` without the names of wrappers, wherever in it they are."""
+    if len(key) > _LONGEST:
+        return key
     return ".".join(part for part in key.split(".") if part not in _WRAPPERS)
 
 
@@ -63,6 +67,7 @@ def likely_prefix(missing: Mapping[str, str], unexpected: Mapping[str, str]) -> 
     pairs = {
         _without_common_tail(there, here): None
         for there, shape in islice(unexpected.items(), _TRIED)
+        if len(there) <= _LONGEST
         for here in alike[there.rpartition(".")[2], shape][:_TRIED]
     }
     counted = dict(islice(unexpected.items(), _COUNTED))

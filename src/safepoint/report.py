@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from types import MappingProxyType
 from typing import NamedTuple
@@ -58,6 +59,12 @@ class RestoreReport:
         return not (self.missing or self.unexpected or self.reshaped)
 
     @property
+    def restored_whole(self) -> bool:
+        """Whether nothing differs of what was restored."""
+        differences = (*self.missing, *self.unexpected, *self.reshaped)
+        return not {found.entry for found in differences} & set(self.restored)
+
+    @property
     def is_exact(self) -> bool:
         """Whether, besides, the run goes on exactly where it was."""
         return self.is_whole and not self.inexact
@@ -86,16 +93,20 @@ class RestoreReport:
             if group:
                 yield f"{title}:"
             yield from (_line(row, widths) for row in shown[title])
-            if more := len(group) - _SHOWN if len(group) > _SHOWN else 0:
-                yield f"  and {more:,} more"
+            if len(group) > _SHOWN:
+                yield f"  and {len(group) - _SHOWN:,} more"
 
 
 NO_REPORT = RestoreReport()
 
 
 def told_of_inexact(inexact: Mapping[str, str]) -> list[str]:
-    """Return a line for each part that is not exactly as it was."""
-    return [f"  {in_line(shortened(name))}: {in_line(shortened(why))}" for name, why in inexact.items()]
+    """Return a line for each part that is not exactly as it was, but for those beyond the first 30."""
+    shown = [
+        f"  {in_line(shortened(name))}: {in_line(shortened(why))}" for name, why in islice(inexact.items(), _SHOWN)
+    ]
+    more = len(inexact) - len(shown)
+    return [*shown, f"  and {more:,} more"] if more else shown
 
 
 def _cells(found: Difference) -> tuple[str, ...]:

@@ -17,6 +17,7 @@ import torch
 
 from safepoint import loading, reader
 from safepoint.catalog import Catalog
+from safepoint.entries import BEGUN, put_back
 from safepoint.errors import (
     CheckpointError,
     NotACheckpointError,
@@ -48,7 +49,6 @@ _TORN = (
     "you use them."
 )
 _SMALL_BYTES = 64 << 20
-_BEGUN = "The objects in state= may hold parts of it by now: build them anew before you use them."
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,22 +88,6 @@ class Restored:
     skipped: Mapping[Path, str]
 
 
-def check_restorable(objects: Mapping[str, object]) -> None:
-    """Raise a StateMismatchError if an entry of ``state=`` can neither be saved nor be restored."""
-    for name, target in objects.items():
-        stateful = callable(getattr(target, "state_dict", None)) and callable(getattr(target, "load_state_dict", None))
-        if not stateful and not isinstance(target, dict):
-            raise StateMismatchError(
-                f"state[{name!r}] is a {type(target).__name__}: give an object with state_dict() and "
-                "load_state_dict(), or a dict, which is restored in place."
-            )
-
-
-def state_of(target: object) -> object:
-    """Return what is saved of an entry of ``state=``."""
-    return target if isinstance(target, dict) else target.state_dict()  # type: ignore[attr-defined]
-
-
 def restore_first(
     objects: Mapping[str, object],
     candidates: Candidates,
@@ -119,15 +103,19 @@ def restore_first(
     Raises:
         RunAliveError: ``claim`` has raised it.
         ConfigurationError: ``trust`` is no list of classes and functions.
-        RestoreError: there are checkpoints and none verifies; says what was tried.
+        RestoreError: there are checkpoints, and none verifies that has no flaw; says what was tried.
         StateMismatchError: the first sound one is of another model or optimizer; says which keys differ.
         CheckpointError: it holds what cannot be loaded safely.
 
     """
     skipped: dict[Path, str] = {}
+    flawed: dict[Path, str] = {}
     is_torn = False
     trusted = loading.checked_trust(trust)
     for record in candidates.records:
+        if record.flaw:
+            flawed[record.path] = told_of_flaw(record)
+            continue
         try:
             if claim is not None and record.run != candidates.records[0].run:
                 claim(record)
@@ -138,23 +126,38 @@ def restore_first(
             is_torn = is_torn or error.is_torn
             continue
         except (StateMismatchError, CheckpointError, RunAliveError) as error:
-            _warn_of(skipped, candidates.ageless)
+            _warn_of(skipped, flawed, candidates.ageless)
             if is_torn:
                 raise type(error)(f"{error} {_TORN}") from error
             raise
-        _warn_of(skipped, candidates.ageless)
+        _warn_of(skipped, flawed, candidates.ageless)
         _tell(found, objects, record.path, strict=wanted.strict)
         report = found.fit.report
         for name in report.restored:
-            _load_into(name, objects[name], found.state[name], record.path)
+            put_back(name, objects[name], found.state[name], record.path)
         progress = replace(found.progress if wanted.whole else Progress(path=record.path), report=report)
         return Restored(record, progress, found.own, skipped)
     skipped |= candidates.unreadable
-    if skipped:
-        tried = "\n".join(f"  {path}: {problem}" for path, problem in skipped.items())
-        remedy = f"Give another directory, or move these files away to start afresh.{f' {_TORN}' if is_torn else ''}"
-        raise RestoreError(f"no checkpoint in {candidates.directory} verifies; tried:\n{tried}\n{remedy}")
+    if skipped or flawed:
+        none = told_of_none(candidates.directory, skipped, flawed)
+        raise RestoreError(f"{none}{f' {_TORN}' if is_torn else ''}")
     return None
+
+
+def told_of_flaw(record: Record) -> str:
+    """Say why the sound checkpoint of ``record`` is not gone on from."""
+    return f"it was saved at an exception ({record.emergency}), and {record.flaw}"
+
+
+def told_of_none(
+    directory: Path, skipped: Mapping[Path, str], flawed: Mapping[Path, str], *, another: str = "directory"
+) -> str:
+    """Say that no checkpoint in ``directory`` can be gone on from: those ``skipped`` as damaged, and the ``flawed``."""
+    tried = "\n".join(f"  {path}: {problem}" for path, problem in {**skipped, **flawed}.items())
+    none = "can be gone on from" if flawed else "verifies"
+    anyway = " safepoint.load() reads those that were saved at an exception." if flawed else ""
+    remedy = f"Give another {another}, or move these files away to start afresh."
+    return f"no checkpoint in {directory} {none}; tried:\n{tried}\n{remedy}{anyway}"
 
 
 class _UnsoundError(Exception):
@@ -179,11 +182,12 @@ def _read(objects: Mapping[str, object], path: Path, wanted: Wanted) -> _Found:
     """Return the state at ``path``, on the storages of ``objects`` as far as they are as they were saved."""
     try:
         with reader.opened(path) as checkpoint:
-            saved, key_of = _structure(checkpoint, path)
-            progress = _progress(checkpoint, path)
+            everything, key_of = _structure(checkpoint, path)
+            progress = _progress(checkpoint, wanted, path)
+            saved = _entries(checkpoint, everything, wanted)
             fit = _fitting(checkpoint, objects, saved, wanted, path)
-            keys = _keys(saved, key_of)
-            own = saved.get(wanted.own)
+            keys = _keys(everything, key_of)
+            own = saved.get(wanted.own) if wanted.whole else None
             fit.make_fit(objects, saved)
             spared = keys - _keys([own, saved], key_of)
             sizes = [blob.size_bytes for blob in checkpoint.manifest.storages]
@@ -193,7 +197,7 @@ def _read(objects: Mapping[str, object], path: Path, wanted: Wanted) -> _Found:
             loading.check_room(sum(new.values()), path)
             storages = [loading.fresh(size) if key in new else live.get(key) for key, size in enumerate(sizes)]
             _fill(checkpoint, storages, may_tear=bool(live))
-            state = _built(checkpoint, storages, path)
+            state = _entries(checkpoint, _built(checkpoint, storages, path), wanted)
             own = state.get(wanted.own)
             fit.make_fit(objects, state)
             return _Found(progress, state, own if isinstance(own, dict) else {}, fit)
@@ -206,15 +210,30 @@ def _keys(value: object, key_of: KeyOf) -> set[int | None]:
     return {key_of(tensor.untyped_storage()) for tensor in tensors_in(value)} - {None}
 
 
-def _progress(checkpoint: Opened, path: Path) -> Progress:
+def _progress(checkpoint: Opened, wanted: Wanted, path: Path) -> Progress:
+    """Return where to go on; a checkpoint of a framework's tells that to the framework only."""
     progress = checkpoint.manifest.progress(path)
-    if progress is None:
-        _check(checkpoint)  # as in _structure
-        raise StateMismatchError(
-            f"{path} was saved by the Lightning drop-in: resume it with trainer.fit(ckpt_path=...), "
-            "or read it with safepoint.load()."
-        )
-    return progress
+    if progress is not None:
+        return progress
+    if _takes_weights(checkpoint, wanted):
+        return Progress(path=path)
+    _check(checkpoint)  # as in _structure
+    raise StateMismatchError(
+        f"{path} was saved by the Lightning drop-in: resume it with trainer.fit(ckpt_path=...), take its weights alone "
+        "with restore(only=[...]) of one module, or read it with safepoint.load()."
+    )
+
+
+def _takes_weights(checkpoint: Opened, wanted: Wanted) -> bool:
+    """Tell whether the weights in a framework's checkpoint are all that is wanted."""
+    return checkpoint.manifest.position is None and not wanted.whole and len(wanted.entries) == 1
+
+
+def _entries(checkpoint: Opened, state: dict[str, Any], wanted: Wanted) -> dict[str, Any]:
+    """Return the state by the names of ``state=``."""
+    if _takes_weights(checkpoint, wanted) and "state_dict" in state:
+        return {wanted.entries[0]: state["state_dict"]}
+    return state
 
 
 def _fitting(
@@ -290,7 +309,7 @@ def _built(checkpoint: Opened, storages: Sequence[torch.UntypedStorage | None], 
     try:
         state: dict[str, Any] = loading.build(checkpoint, storages, "cpu")
     except Exception as error:  # noqa: BLE001
-        raise CheckpointError(f"{path} is sound, and its state cannot be built: {error}. {_BEGUN}") from cause(error)
+        raise CheckpointError(f"{path} is sound, and its state cannot be built: {error}. {BEGUN}") from cause(error)
     return state
 
 
@@ -300,19 +319,9 @@ def _check(checkpoint: Opened) -> None:
         raise _UnsoundError("; ".join(problems))
 
 
-def _warn_of(skipped: Mapping[Path, str], ageless: Mapping[Path, str]) -> None:
-    """Warn of what may be newer than what is restored: what did not verify, and what does not even tell its age."""
+def _warn_of(skipped: Mapping[Path, str], flawed: Mapping[Path, str], ageless: Mapping[Path, str]) -> None:
+    """Warn of what may be newer than what is restored: did not verify, has a flaw, or does not even tell its age."""
+    for path, problem in flawed.items():
+        warn(f"{path} is not gone on from: {problem}. safepoint.load() reads it.", stacklevel=4)
     for path, problem in {**skipped, **ageless}.items():
         warn(f"{path} was skipped and left alone: {problem}", stacklevel=4)
-
-
-def _load_into(name: str, target: Any, saved: Any, path: Path) -> None:
-    if isinstance(target, dict):
-        target.clear()
-        target.update(saved)
-        return
-    try:
-        target.load_state_dict(saved)
-    except Exception as error:  # noqa: BLE001 - and so does an object
-        problem = f"{path}: state[{name!r}] refuses what was saved of it: {error}. {_BEGUN}"
-        raise StateMismatchError(problem) from cause(error)

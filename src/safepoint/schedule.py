@@ -15,7 +15,7 @@ from safepoint.when import SavePolicy
 
 _MEASURED_BY_NOW = (EventKind.EPOCH_END, EventKind.VALIDATION_END, EventKind.TRAIN_END)
 _NOTHING_DUE = Skip("nothing is due")
-_ONLY_IF_UNSAVED = (EventKind.TRAIN_END, EventKind.EXCEPTION, EventKind.SIGNAL)
+_ONLY_IF_UNSAVED = (EventKind.TRAIN_END, EventKind.EXCEPTION, EventKind.SIGNAL, EventKind.PREEMPTION)
 
 
 def start(position: tuple[int, int, int], time_s: float) -> ScheduleState:
@@ -28,9 +28,10 @@ def decide(
 ) -> tuple[ScheduleState, Decision]:
     """Return whether to save at ``event``, as what and why or why not, and the state after it.
 
-    A request always saves. The end of training, an exception and a signal save only if the run has moved on since the
-    last save. A save that is due while ``event.awaits`` names a metric waits until an epoch, a validation or the
-    training ends without awaiting it. ``templates`` give the names of the save, from epoch, step and metrics.
+    A request always saves, also one that is the cause of a step. The end of training, an exception, a signal and a
+    preemption save only if the run has moved on since the last save. A save that is due while ``event.awaits`` names a
+    metric waits until an epoch, a validation or the training ends without awaiting it. ``templates`` give the names of
+    the save, from epoch, step and metrics.
 
     Raises:
         MissingMetricError: a save is due and a template names a metric that was not measured.
@@ -38,14 +39,15 @@ def decide(
     """
     waited = bool(state.waiting) and event.kind in _MEASURED_BY_NOW and not event.awaits
     if event.kind is EventKind.REQUEST:
-        reasons: tuple[str, ...] = ("requested",)
+        reasons: tuple[str, ...] = (_requested(event),)
     elif event.kind in _ONLY_IF_UNSAVED and event.position == state.last_position and not waited:
         return state, Skip(f"step {event.step} is already saved" if event.step else "no step was made")
     else:
         due = policy.due(event, state)
-        if due is None and not waited:
+        asked = (_requested(event),) if event.kind is EventKind.STEP and event.cause else ()
+        if due is None and not waited and not asked:
             return state, _NOTHING_DUE
-        reasons = (*(state.waiting if waited else ()), *((due,) if due else ()))
+        reasons = (*(state.waiting if waited else ()), *((due,) if due else ()), *asked)
     if event.awaits and event.kind is not EventKind.REQUEST:
         until = f"{event.awaits} is measured"
         return replace(state, waiting=tuple(f"{reason}, once {until}" for reason in reasons)), Defer(until, reasons)
@@ -73,3 +75,7 @@ def secured(state: ScheduleState, write_s: float) -> ScheduleState:
 def failed(state: ScheduleState) -> ScheduleState:
     """Return the state once a save has failed: what it was to save counts as not saved."""
     return replace(state, last_position=state.secured_position, is_writing=False)
+
+
+def _requested(event: Event) -> str:
+    return f"requested: {event.cause}" if event.cause else "requested"

@@ -1,45 +1,78 @@
-"""Note signals, to be answered at the next step: the only file that touches signal handlers."""
+"""Note signals, to be answered at the next step: the only file that touches signal handlers and signal masks."""
 
 from __future__ import annotations
 
+import contextlib
+import os
 import signal
-from collections.abc import Collection
-from types import FrameType
+import time
+import weakref
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass
+from types import FrameType, MappingProxyType
 from typing import Any
 
 from safepoint.errors import ConfigurationError
+from safepoint.when import Ending
+
+_ECHO_S = 1.0
+"""How long the signals that end the run count as one: ``timeout`` sends SIGTERM twice, torchrun passes on what Slurm
+has sent to its workers already."""
+
+_NO_ENDINGS: Mapping[str, Ending] = MappingProxyType({})
+_open_ones: weakref.WeakSet[Signals] = weakref.WeakSet()
+
+
+@dataclass(frozen=True, slots=True)
+class Came:
+    """A signal that has come: when, by ``time.monotonic``, and where it ends the run, how long that may take."""
+
+    name: str
+    at_s: float
+    grace_s: float | None = None
 
 
 class Signals:
-    """Note which of the signals called ``names`` have come, and call the Python handlers that were there before.
+    """Note which signals have come, and call the Python handlers that were there before.
 
-    The default action of a signal, which may end the process, does not take place while its handler is replaced. Once
-    ``restore`` was called, a signal that still comes here, by way of whoever has replaced the handler since, is only
-    passed on, to the default action too.
+    Those called ``names`` are noted, and the run goes on. Those in ``endings`` end it: the first is noted, too, and a
+    further one of them, a second later or more, has its default action, which ends the process at once. One that is in
+    both belongs to ``names``, and one of the default set, SIGTERM apart, to whoever else has a handler for it.
+
+    The default action of a signal, which may end the process, does not take place otherwise while its handler is
+    replaced. Once ``restore`` was called, a signal that still comes here, by way of whoever has replaced the handler
+    since, is only passed on, to the default action too. So it is in a forked child, where SIGUSR1 and the like are
+    ignored instead, if nobody else has a handler: they were meant for the run.
 
     Raises:
-        ConfigurationError: this is not the main thread, the only one that Python lets set handlers.
+        ConfigurationError: this is not the main thread, the only one that Python lets set handlers; or a signal was
+            given by name for both.
 
     """
 
-    def __init__(self, names: Collection[str]) -> None:
-        self._come: list[str] = []
+    def __init__(self, names: Collection[str], endings: Mapping[str, Ending] = _NO_ENDINGS) -> None:
+        self._pid = os.getpid()
+        self._come: list[Came] = []
+        self._ends_since_s: float | None = None
         self._is_closed = False
         self._before: dict[signal.Signals, Any] = {}
-        for name in sorted(names):
+        self._endings = _accepted(names, endings)
+        for name in sorted({*names, *self._endings}):
             number = signal.Signals[name]
             try:
                 self._before[number] = signal.signal(number, self._note)
             except ValueError as error:
-                raise ConfigurationError(f"when.signal({name!r}): {error}; make the Checkpointer there.") from None
+                self.restore()
+                owner = "preempted" if name in self._endings else "signal"
+                raise ConfigurationError(f"when.{owner}({name!r}): {error}; make the Checkpointer there.") from None
+        _open_ones.add(self)
 
-    def take(self) -> str | None:
-        """Return the name of a signal that has come since the last call, or ``None``."""
+    def take(self) -> Came | None:
+        """Return a signal that has come since the last call, one that ends the run first, or ``None``."""
         if not self._come:
             return None
-        name = self._come[0]
-        self._come.clear()
-        return name
+        come, self._come = self._come, []
+        return next((found for found in come if found.grace_s is not None), come[0])
 
     def restore(self) -> None:
         """Put the handlers from before back, unless somebody has replaced these since."""
@@ -48,21 +81,78 @@ class Signals:
                 before = _open(handler, number)
                 signal.signal(number, signal.SIG_DFL if before is None else before)
         self._is_closed = True
+        _open_ones.discard(self)
+
+    @property
+    def numbers(self) -> frozenset[signal.Signals]:
+        """The signals that are noted."""
+        return frozenset(self._before)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        if not self._is_closed:
-            self._come.append(signal.Signals(number).name)
         handler = _open(self._before[signal.Signals(number)], number)
+        is_ours = not _is_over(self)
+        ends = is_ours and self._ends_at_once(signal.Signals(number))
         if callable(handler):
             handler(number, frame)
-        elif self._is_closed and handler is not signal.SIG_IGN:
+        elif not is_ours and handler is not signal.SIG_IGN:
+            ends = self._pid == os.getpid() or number == signal.SIGTERM
+        if ends:
             ours = signal.signal(number, signal.SIG_DFL)
             signal.raise_signal(number)
             signal.signal(number, ours)
 
+    def _ends_at_once(self, number: signal.Signals) -> bool:
+        """Note a signal; return whether it ends the process at once."""
+        now, ending = time.monotonic(), self._endings.get(number.name)
+        if ending is None:
+            self._come.append(Came(number.name, now))
+            return False
+        if self._ends_since_s is None:
+            self._ends_since_s = now
+            self._come.append(Came(number.name, now, ending.grace_s))
+        return now - self._ends_since_s > _ECHO_S
+
+
+@contextlib.contextmanager
+def held_from_children() -> Iterator[bool]:
+    """Let what is forked meanwhile inherit a mask of the signals that any ``Signals`` notes; here, they come late.
+
+    Gives whether there are any.
+    """
+    numbers = frozenset(number for each in _open_ones for number in each.numbers)
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
+    try:
+        yield bool(numbers)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _accepted(names: Collection[str], endings: Mapping[str, Ending]) -> dict[str, Ending]:
+    """Return those of ``endings`` that are nobody else's."""
+    accepted: dict[str, Ending] = {}
+    for name, ending in endings.items():
+        if ending.is_asked and name in names:
+            raise ConfigurationError(
+                f"when.signal({name!r}) saves and goes on, when.preempted(signals=...) ends the run: give it to one."
+            )
+        if name not in names and (ending.is_asked or name == "SIGTERM" or _is_free(signal.Signals[name])):
+            accepted[name] = ending
+    return accepted
+
+
+def _is_free(number: signal.Signals) -> bool:
+    """Tell whether nobody but other ``Signals`` has a handler."""
+    handler = signal.getsignal(number)
+    return handler is signal.SIG_DFL or isinstance(getattr(handler, "__self__", None), Signals)
+
 
 def _open(handler: Any, number: int) -> Any:
-    """Return ``handler``, or what was there before it where it is that of ``Signals`` that are closed."""
-    while isinstance(owner := getattr(handler, "__self__", None), Signals) and owner._is_closed:  # noqa: SLF001
+    """Return ``handler``, or what was there before it where it is that of ``Signals`` that are over."""
+    while isinstance(owner := getattr(handler, "__self__", None), Signals) and _is_over(owner):
         handler = owner._before[signal.Signals(number)]  # noqa: SLF001
     return handler
+
+
+def _is_over(signals: Signals) -> bool:
+    """Tell whether ``signals`` are closed, or those of the process that forked this one."""
+    return signals._is_closed or signals._pid != os.getpid()  # noqa: SLF001

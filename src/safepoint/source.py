@@ -53,7 +53,8 @@ class Source:
                     f"{self.path} holds no checkpoint of step {self.step}; the last are of {steps}."
                 )
             return found
-        ranked = tuple(Best(self.metric, 1, self.mode).ranked(records))
+        ordinary = [record for record in records if not record.emergency]
+        ranked = tuple(Best(self.metric, 1, self.mode).ranked(ordinary))
         if not ranked:
             present = {name for record in records for name in record.metrics}
             remedy = f"No checkpoint in {self.path} has it as a number."

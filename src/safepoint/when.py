@@ -7,15 +7,24 @@ Pure decisions: a policy sees one event and what is known of the saves so far, a
 from __future__ import annotations
 
 import math
-import signal as signals
+import signal as system
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from safepoint.errors import ConfigurationError
 from safepoint.records import Event, EventKind, ScheduleState
 
 _IN_TRAINING = (EventKind.STEP, EventKind.EPOCH_END)
+_PREEMPTING = ("SIGTERM", "SIGUSR1", "SIGUSR2")
+
+
+class Ending(NamedTuple):
+    """How a signal ends the run: within ``grace_s`` seconds. ``is_asked``: the user has given it by name."""
+
+    grace_s: float
+    is_asked: bool
 
 
 class SavePolicy(ABC):
@@ -27,8 +36,13 @@ class SavePolicy(ABC):
 
     @property
     def signals(self) -> frozenset[str]:
-        """The names of the signals that the policy answers."""
+        """The names of the signals that the policy answers, and after which the run goes on."""
         return frozenset()
+
+    @property
+    def endings(self) -> Mapping[str, Ending]:
+        """The names of the signals that end the run, and how."""
+        return {}
 
     def __or__(self, other: SavePolicy) -> SavePolicy:
         """Be due whenever either policy is."""
@@ -52,6 +66,16 @@ class AnyOf(SavePolicy):
     def signals(self) -> frozenset[str]:
         """The signals that any of the policies answers."""
         return frozenset().union(*(policy.signals for policy in self.policies))
+
+    @property
+    def endings(self) -> Mapping[str, Ending]:
+        """Those of any of the policies; of one that several have, the shortest time."""
+        found: dict[str, Ending] = {}
+        for policy in self.policies:
+            for name, ending in policy.endings.items():
+                known = found.get(name, ending)
+                found[name] = Ending(min(known.grace_s, ending.grace_s), known.is_asked or ending.is_asked)
+        return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,6 +206,25 @@ class OnSignal(SavePolicy):
         return self.names
 
 
+@dataclass(frozen=True, slots=True)
+class OnPreemption(SavePolicy):
+    """Be due when one of the signals called ``names`` ends the run, ``grace_s`` after it came at the latest."""
+
+    names: frozenset[str]
+    grace_s: float
+    is_asked: bool
+
+    def due(self, event: Event, state: ScheduleState) -> str | None:  # noqa: ARG002 - one signature for all policies
+        """Return the reason, with the signal's name."""
+        is_due = event.kind is EventKind.PREEMPTION and event.cause in self.names
+        return f"preempted: {event.cause}" if is_due else None
+
+    @property
+    def endings(self) -> Mapping[str, Ending]:
+        """The names, each with the time there is."""
+        return dict.fromkeys(self.names, Ending(self.grace_s, self.is_asked))
+
+
 def every(
     *,
     steps: int | None = None,
@@ -258,7 +301,9 @@ def train_end() -> SavePolicy:
 def exception() -> SavePolicy:
     """Save when an exception, KeyboardInterrupt included, ends the ``with Checkpointer(...)`` block.
 
-    What is saved is the state as the exception left it, under the step counted last; unless that step is saved.
+    What is saved is the state as the exception left it, under the step counted last; unless that step is saved. It is
+    marked (``Record.emergency``), counts for no preservation policy, and goes once the run has saved again. If it holds
+    NaN, or an optimizer was interrupted in its step, ``Record.flaw`` says so, and ``restore()`` passes over it.
     """
     return OnException()
 
@@ -272,11 +317,31 @@ def signal(*names: str) -> SavePolicy:
         ConfigurationError: a name is not that of a signal of this system, or of one that no program can answer.
 
     """
-    chosen = frozenset(names or ("SIGUSR1",))
-    for name in chosen:
-        if name not in signals.Signals.__members__ or name in ("SIGKILL", "SIGSTOP"):
-            raise ConfigurationError(f"when.signal({name!r}): give the name of a signal, such as 'SIGUSR1'.")
-    return OnSignal(chosen)
+    return OnSignal(_known_signals("when.signal", names or ("SIGUSR1",)))
+
+
+def preempted(grace_s: float = 30.0, signals: Iterable[str] | None = None) -> SavePolicy:
+    """Save and end the process when a scheduler takes the machine away: within ``grace_s`` seconds of its signal.
+
+    The signal is answered at the next ``step()``, ``epoch_end()`` or ``close()``: this step is saved unless it is
+    already, everything becomes durable, and ``Preempted`` is raised, a SystemExit with the status 128 + the signal's
+    number. Where the speed measured so far says that the state will not fit into the time that is left, parts of it are
+    left out, as few as do: frozen parameters, then averaged copies of the model, then what optimizers have gathered. A
+    further signal, a second later or more, ends the process at once. Python handlers from before are called as ever.
+
+    ``signals``, by default: SIGTERM (Kubernetes, with 30 s; Slurm at preemption, ``scancel`` and the time limit, 30 s
+    by its KillWait; PBS; LSF; torchrun to its workers), SIGUSR1 and SIGUSR2 (Slurm's ``--signal=USR1@60``; LSF's run
+    limit; SGE's ``-notify``). Of the latter two, one that somebody has a handler for (faulthandler, say) stays
+    theirs, and of all three, one that ``when.signal()`` names, unless it is given here by name. Set ``grace_s`` to what
+    your scheduler grants, and let it signal the processes that train (``srun``, not the batch script alone).
+
+    Raises:
+        ConfigurationError: ``grace_s`` is not positive, or a name is not that of a signal that a program can answer.
+
+    """
+    chosen = (signals,) if isinstance(signals, str) else signals
+    names = _known_signals("when.preempted", _PREEMPTING if chosen is None else chosen)
+    return OnPreemption(names, positive_number("when.preempted", "grace_s", grace_s), chosen is not None)
 
 
 def one_unit(owner: str, remedy: str, **given: float | None) -> tuple[str, float]:
@@ -300,6 +365,17 @@ def positive_number(owner: str, name: str, value: object) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
         raise ConfigurationError(f"{owner}({name}={value!r}): give a positive number.")
     return float(value)
+
+
+def _known_signals(owner: str, names: Iterable[str]) -> frozenset[str]:
+    """Return ``names``, or raise a ConfigurationError that names ``owner`` if one of them cannot be answered."""
+    chosen = frozenset(names)
+    for name in chosen:
+        if name not in system.Signals.__members__ or name in ("SIGKILL", "SIGSTOP"):
+            raise ConfigurationError(f"{owner}({name!r}): give the name of a signal, such as 'SIGUSR1'.")
+    if not chosen:
+        raise ConfigurationError(f"{owner}(signals=()): give the names of signals, such as ['SIGTERM'].")
+    return chosen
 
 
 _SECONDS = {"seconds": 1.0, "minutes": 60.0, "hours": 3600.0, "days": 86400.0}

@@ -217,6 +217,11 @@ class Writer:
         """Return how many bytes are with the store, of how many; both since there was nothing to do."""
         return self._done_bytes, self._queued_bytes
 
+    @property
+    def pending_bytes(self) -> int:
+        """How many bytes are still to be written."""
+        return 0 if all(future.done() for future in self._futures) else self._queued_bytes - self._done_bytes
+
     def abandon(self) -> None:
         """Log what has failed, or will: nobody is going to ask for it."""
         for future in self._futures:

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import inspect
 import pickle
+from pathlib import Path
 
 import pytest
 
 from safepoint import errors
-from safepoint.errors import MissingMetricError, SafepointError
+from safepoint.errors import MissingMetricError, Preempted, SafepointError
 
 EVERY = [
     value
     for value in vars(errors).values()
-    if inspect.isclass(value) and issubclass(value, BaseException) and value.__module__ == errors.__name__
+    if inspect.isclass(value) and issubclass(value, Exception) and value.__module__ == errors.__name__
 ]
 
 
@@ -70,3 +71,14 @@ def test_every_error_survives_pickling(error: SafepointError) -> None:
     """An error raised in another process (a rank, a worker) arrives as what it was."""
     copy = pickle.loads(pickle.dumps(error))
     assert (type(copy), str(copy)) == (type(error), str(error))
+
+
+def test_preempted_ends_with_the_signal_s_status() -> None:
+    """No error of the tree, and none that ``except Exception`` takes; another process can be sent it."""
+    ended = Preempted("SIGTERM", Path("a.ckpt"))
+    assert not isinstance(ended, Exception)
+    assert ended.code == 143
+    assert str(ended) == "SIGTERM ends this run: a.ckpt is durable; the process ends with the status 143."
+    again = pickle.loads(pickle.dumps(ended))
+    assert (again.signal, again.path, again.code) == ("SIGTERM", Path("a.ckpt"), 143)
+    assert "this step could not be saved" in str(Preempted("SIGUSR1", None))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,9 +18,10 @@ from safepoint.records import Fate, Plan, Record
 NOTHING: dict[Path, str] = {}
 
 
-def _record(name: str, time: float, *, pinned: bool = False, **metrics: float) -> Record:
+def _record(name: str, time: float, *, pinned: bool = False, emergency: str = "", **metrics: float) -> Record:
     path = Path(f"{name}.ckpt")
-    return Record(path, int(time), 0, metrics, time=time, size_bytes=0, reasons=("test",), pinned=pinned)
+    record = Record(path, int(time), 0, metrics, time=time, size_bytes=0, reasons=("test",), pinned=pinned)
+    return replace(record, emergency=emergency)
 
 
 def _paths(*names: str) -> list[Path]:
@@ -116,6 +118,55 @@ def test_plan_holds_the_invariants_for_any_records(
     assert all((*plan.keep.values(), *plan.remove.values()))
     safe = {record.path for record in records if record.pinned} | protected.keys() | {r.path for r in records[-1:]}
     assert safe <= plan.keep.keys()
+
+
+POLICIES = [
+    keep.best("loss"),
+    keep.latest(),
+    keep.latest(2) | keep.every(steps=2),
+    keep.every(epochs=1),
+    keep.within(seconds=2),
+    keep.within(gigabytes=1),
+    keep.pinned(),
+]
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+@given(losses=st.lists(st.floats(), max_size=6), own=st.floats())
+def test_emergency_takes_nobody_s_place(policy: PreservationPolicy, losses: list[float], own: float) -> None:
+    """What stays of the others, and why, is the same with an emergency checkpoint as without; it stays, too."""
+    records = [_record(str(time), time, loss=loss) for time, loss in enumerate(losses)]
+    emergency = _record("e", len(records), emergency="ValueError", loss=own)
+    without, plan = plan_retention(policy, records), plan_retention(policy, [*records, emergency])
+    assert plan.remove == without.remove
+    assert plan.keep == {
+        **without.keep,
+        emergency.path: "saved at an exception (ValueError), until the run saves again",
+    }
+
+
+def test_emergency_goes_once_the_run_has_saved_again() -> None:
+    """The next ordinary checkpoint lets all of them go, though they might be the best; they say why."""
+    emergencies = [_record("e", 2, emergency="ValueError", loss=0.0), _record("f", 3, emergency="OSError", loss=0.0)]
+    records = [_record("a", 1, loss=1.0), *emergencies, _record("b", 4, loss=2.0)]
+    plan = plan_retention(keep.best("loss") | keep.latest(4), records)
+    assert sorted(plan.keep) == _paths("a", "b")
+    assert set(plan.remove) == set(_paths("e", "f"))
+    assert set(plan.remove.values()) == {"it was saved at an exception, and the run has saved again since"}
+
+
+def test_emergency_stays_where_it_is_protected_or_pinned_and_goes_where_superseded() -> None:
+    """What a run was resumed from, and what is pinned, stays here, too; a later one of its step may take its place."""
+    resumed, pinned = _record("e", 1, emergency="OSError"), _record("f", 2, emergency="OSError", pinned=True)
+    plan = plan_retention(
+        keep.latest(), [resumed, pinned, _record("a", 3)], protected={resumed.path: "the run was resumed from it"}
+    )
+    assert plan.keep == dict(
+        zip(_paths("e", "f", "a"), ["the run was resumed from it", "pinned", "the latest"], strict=True)
+    )
+    records = [_record("a", 1), resumed, _record("g", 3, emergency="OSError")]
+    plan = plan_retention(keep.latest(), records, superseded={resumed.path: "superseded by g"})
+    assert plan.remove == {resumed.path: "superseded by g"}
 
 
 # Ledger
@@ -348,6 +399,32 @@ def test_explain_tells_what_went() -> None:
     )
     ledger, _ = ledger.propose(_record("a", 3), policy)
     assert ledger.explain(Path("a.ckpt"), policy) == "a.ckpt is kept: the latest."
+
+
+def test_explain_tells_of_an_emergency_checkpoint() -> None:
+    """It says until when it stays, what is wrong with it, and that no policy would keep it."""
+    policy = keep.latest()
+    emergency = replace(_record("e", 2, emergency="OSError"), flaw="model.weight holds NaN")
+    ledger = _saved(policy, _record("a", 1), emergency)
+    assert ledger.explain(Path("a.ckpt"), policy) == "a.ckpt is kept: the latest."
+    assert ledger.explain(emergency.path, policy) == (
+        "e.ckpt is kept: saved at an exception (OSError), until the run saves again. It is not gone on from: "
+        "model.weight holds NaN."
+    )
+    ledger, _ = ledger.propose(_record("b", 3), policy)
+    assert ledger.explain(emergency.path, policy) == (
+        "e.ckpt was removed: it was saved at an exception, and the run has saved again since. To stay, it would have "
+        "taken a copy of it under another name."
+    )
+
+
+def test_explain_does_not_count_emergency_checkpoints() -> None:
+    """What it would take to stay is told of the ordinary ones alone."""
+    policy = keep.latest()
+    ledger = _saved(policy, _record("a", 1), _record("b", 2), _record("e", 3, emergency="OSError"))
+    told = ledger.explain(Path("a.ckpt"), policy)
+    assert told is not None
+    assert "keep.latest(2)" in told
 
 
 def test_explain_knows_its_own_only() -> None:

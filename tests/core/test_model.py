@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -102,6 +102,7 @@ class Attempt:
     pinned: bool
     gigabytes: int
     stall_s: float
+    is_emergency: bool = False
     lets_go: list[str] = field(default_factory=list)
     fate: str = "writing"
 
@@ -174,11 +175,16 @@ class Oracle:
         return [a for a in self.attempts if a.fate in ("durable", "writing") and a.name not in let_go]
 
     def staying(self, held: list[Attempt]) -> set[str]:
-        """Return what stays of ``held``: the newest, what is pinned, and what any policy wants."""
-        return {
+        """Return what stays of ``held``: the newest, the pinned, what any policy wants, and what exceptions left last.
+
+        What an exception left is nothing to the others.
+        """
+        ordinary = [one for one in held if not one.is_emergency]
+        last_of_all = {one.name for at, one in enumerate(held) if not any(o in ordinary for o in held[at:])}
+        return last_of_all | {
             one.name
-            for one in held
-            if one is held[-1] or one.pinned or any(self._wants(spec, one, held) for spec in self.keeps)
+            for one in ordinary
+            if one is ordinary[-1] or one.pinned or any(self._wants(spec, one, ordinary) for spec in self.keeps)
         }
 
     @staticmethod
@@ -363,9 +369,11 @@ class Runs(RuleBasedStateMachine):
     def _save(self, event: Event, decision: Save, *, pinned: bool, gigabytes: int) -> None:
         name = f"{len(self.oracle.attempts)}"
         metrics = dict(event.metrics)
+        is_emergency = event.kind is EventKind.EXCEPTION
         record = Record(
             Path(f"{name}.ckpt"), event.step, event.epoch, metrics, self.now_s, 0, decision.reasons, pinned=pinned
         )
+        record = replace(record, emergency="Error" if is_emergency else "")
         attempt = Attempt(
             name,
             event.step,
@@ -376,6 +384,7 @@ class Runs(RuleBasedStateMachine):
             pinned,
             gigabytes,
             self.now_s % 3 / 4,
+            is_emergency,
         )
         before = self.oracle.held()
         self.oracle.attempts.append(attempt)
@@ -403,11 +412,15 @@ class Runs(RuleBasedStateMachine):
 
     @invariant()
     def nothing_goes_that_must_stay(self) -> None:
-        """The newest durable checkpoint and the pinned ones are there, whatever was decided and whatever failed."""
+        """The newest durable checkpoint and the pinned ones are there, whatever was decided and whatever failed.
+
+        So is the newest of those that no exception left.
+        """
         if not hasattr(self, "oracle"):
             return
         durable = [a for a in self.oracle.attempts if a.fate in ("durable", "removed")]
-        assert not durable or durable[-1].fate == "durable"
+        ordinary = [a for a in durable if not a.is_emergency]
+        assert all(newest.fate == "durable" for newest in (*durable[-1:], *ordinary[-1:]))
         assert all(attempt.fate == "durable" for attempt in durable if attempt.pinned)
 
     @invariant()
@@ -419,6 +432,7 @@ class Runs(RuleBasedStateMachine):
             sentence = self.ledger.explain(fate.record.path, self.keep_policy)
             assert sentence
             assert sentence.endswith(".")
+            assert not fate.record.emergency or " by " not in sentence, "an exception's counts for no policy"
             assert "best by loss (nan)" not in sentence.partition(" is kept:")[2]
 
 

@@ -119,10 +119,10 @@ def test_decide_lets_a_request_wait_for_nothing() -> None:
     assert decide(when.every(steps=2), START, _awaiting(EventKind.REQUEST, 1))[1] == Save((), ("requested",))
 
 
-@pytest.mark.parametrize("kind", [EventKind.EXCEPTION, EventKind.SIGNAL, EventKind.TRAIN_END])
+@pytest.mark.parametrize("kind", [EventKind.EXCEPTION, EventKind.SIGNAL, EventKind.PREEMPTION, EventKind.TRAIN_END])
 def test_decide_saves_the_unsaved_only(kind: EventKind) -> None:
     """An exception, a signal and the end of training save nothing where nothing has happened since the last save."""
-    policy = when.exception() | when.signal("SIGTERM") | when.train_end() | when.every(steps=5)
+    policy = when.exception() | when.signal("SIGTERM") | when.preempted() | when.train_end() | when.every(steps=5)
     event = _event(kind, 5)._replace(cause="SIGTERM")
     state, _ = decide(policy, START, _event(EventKind.STEP, 5))
     assert decide(policy, state, event) == (state, Skip("step 5 is already saved"))
@@ -155,3 +155,11 @@ def test_saves_are_accounted_for() -> None:
     state = failed(begun(state, stall_s=0.25))
     assert (state.is_writing, state.secured_s, state.last_save_s, state.stall_s) == (False, 10.0, 20.0, 0.25)
     assert isinstance(decide(policy, state, _event(EventKind.TRAIN_END, 2))[1], Save)
+
+
+def test_decide_saves_a_step_that_is_asked_for() -> None:
+    """What requests a save at a step is told beside what is due there anyway; without either, nothing is saved."""
+    asked = _event(EventKind.STEP, 2)._replace(cause=".save-now")
+    assert decide(when.every(steps=9), START, asked)[1] == Save((), ("requested: .save-now",))
+    assert decide(when.every(steps=2), START, asked)[1] == Save((), ("every 2 steps", "requested: .save-now"))
+    assert decide(when.every(steps=9), START, _event(EventKind.STEP, 2))[1] == Skip("nothing is due")

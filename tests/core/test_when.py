@@ -266,3 +266,35 @@ def test_at_risk_takes_one_positive_unit(arguments: dict[str, Any]) -> None:
     """None, two, zero and text are refused."""
     with pytest.raises(ConfigurationError, match=r"when\.at_risk"):
         when.at_risk(**arguments)
+
+
+def test_preempted_is_due_at_its_signals() -> None:
+    """By default at those that schedulers send, or at those that are named; at no other kind of event."""
+    event = _event(EventKind.PREEMPTION, cause="SIGTERM")
+    assert when.preempted().due(event, since(0.0)) == "preempted: SIGTERM"
+    assert when.preempted(signals="SIGUSR1").due(event, since(0.0)) is None
+    assert when.preempted().due(_event(EventKind.SIGNAL, cause="SIGTERM"), since(0.0)) is None
+    assert sorted(when.preempted().endings) == ["SIGTERM", "SIGUSR1", "SIGUSR2"]
+    assert when.preempted().signals == frozenset()
+    assert when.signal().endings == {}
+
+
+def test_union_takes_the_shortest_time_of_a_signal() -> None:
+    """Whoever names a signal has asked for it."""
+    policy = when.preempted(60) | when.preempted(20, signals=["SIGTERM"]) | when.train_end()
+    assert policy.endings["SIGTERM"] == when.Ending(20.0, is_asked=True)
+    assert policy.endings["SIGUSR1"] == when.Ending(60.0, is_asked=False)
+
+
+@pytest.mark.parametrize("signals", [(), ["SIGKILL"], ["SIGTREM"], "SIGSTOP"])
+def test_preempted_refuses_what_cannot_be_answered(signals: Any) -> None:
+    """No name, and names of no signal, or of one that no program can answer."""
+    with pytest.raises(ConfigurationError, match=r"when\.preempted"):
+        when.preempted(signals=signals)
+
+
+@pytest.mark.parametrize("grace_s", [0, -1, float("inf"), "30", True])
+def test_preempted_refuses_what_is_no_time(grace_s: Any) -> None:
+    """The time is a positive number of seconds."""
+    with pytest.raises(ConfigurationError, match="grace_s"):
+        when.preempted(grace_s=grace_s)

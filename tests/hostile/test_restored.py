@@ -60,7 +60,7 @@ def test_nested_tensor_in_place_of_a_weight_is_a_mismatch(tmp_path: Path) -> Non
     nested = made("nested")
     pickled, storages = forge.parts({"model": {"weight": nested, "bias": torch.ones(2)}})
     forge.write(tmp_path / "a.ckpt", pickled, storages)
-    with pytest.raises(safepoint.StateMismatchError, match=r"model\.weight: shape none in the checkpoint"):
+    with pytest.raises(safepoint.StateMismatchError, match=r"model +weight +\(2, 2\) +Tensor without a shape"):
         make(tmp_path, {"model": torch.nn.Linear(2, 2)}).restore()
 
 

@@ -77,9 +77,9 @@ def test_wrong_policy_is_refused(build: Callable[[], object], message: str) -> N
 def test_state_that_cannot_be_restored_is_refused(tmp_path: Path) -> None:
     """An object without ``state_dict`` and ``load_state_dict`` is named, with its type."""
     with pytest.raises(
-        safepoint.StateMismatchError, match=r"state\['epochs'\] is a int: give an object with state_dict"
+        safepoint.StateMismatchError, match=r"state\['epochs'\] is a object: give an object with state_dict"
     ):
-        make(tmp_path / "run", state={"epochs": 3})
+        make(tmp_path / "run", state={"epochs": object()})
     assert list(tmp_path.iterdir()) == []
 
 

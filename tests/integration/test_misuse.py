@@ -158,7 +158,7 @@ from safepoint.signals import Signals
 first, second = Signals(["SIGTERM"]), Signals(["SIGTERM"])
 {then}
 os.kill(os.getpid(), signal.SIGTERM)
-print("survived", first.take(), second.take())
+print("survived", *(came and came.name for came in (first.take(), second.take())))
 """
 
 

@@ -360,3 +360,24 @@ def test_without_the_position_it_shows() -> None:
     make = LOADERS["shuffled"]
     state, *rest = pickle.loads(trained(make, ("step", 2)))
     assert trained(make, resumed=pickle.dumps(({**state, "began": None}, *rest))) != trained(make)
+
+
+def test_randomness_of_workers() -> None:
+    """What workers draw is the same again from the next epoch on; in the epoch that is gone on with, only the order is.
+
+    A worker has generators of its own, seeded when an epoch begins, and they end with it.
+    """
+
+    def make() -> DataLoader[Any]:
+        return DataLoader(Noisy(), BATCH, shuffle=True, num_workers=2)
+
+    def order(seen: Seen) -> list[tuple[int, list[int]]]:
+        return [(epoch, batch[::2]) for epoch, batch, _ in seen]
+
+    whole = trained(make)
+    assert trained(make, resumed=trained(make, ("epoch end", 0))) == whole
+    resumed = trained(make, resumed=trained(make, ("step", 2)))
+    assert order(resumed) == order(whole)
+    epoch = len(make())
+    assert all(here != there for here, there in zip(resumed[2:epoch], whole[2:epoch], strict=True))
+    assert resumed[epoch:] == whole[epoch:]

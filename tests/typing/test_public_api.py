@@ -20,6 +20,7 @@ def test_policies_have_one_type_however_they_are_composed() -> None:
     assert_type(when.every(steps=500), SavePolicy)
     assert_type(when.every(minutes=10), SavePolicy)
     assert_type(when.train_end(), SavePolicy)
+    assert_type(when.preempted(30, signals=["SIGTERM"]), SavePolicy)
     assert_type(when.every(epochs=1) | when.train_end() | when.every(seconds=1.5), SavePolicy)
     assert_type(keep.best("val_loss", n=3, mode="min"), PreservationPolicy)
     assert_type(keep.latest(), PreservationPolicy)

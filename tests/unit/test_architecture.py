@@ -38,15 +38,40 @@ LEVELS = (
         "memory",
         "cgroup",
     ),
-    ("schedule", "ledger", "measured"),
+    ("schedule", "ledger", "measured", "grace"),
     ("state",),
-    ("stores", "signals", "transfer", "capture", "randomness", "loaders", "data", "ranks", "reader"),
-    ("frozen", "excluded", "sealing"),
-    ("deferral", "loading", "in_place", "matching", "restore", "catalog", "claim", "nearby", "origin"),
+    (
+        "stores",
+        "signals",
+        "transfer",
+        "capture",
+        "randomness",
+        "loaders",
+        "data",
+        "ranks",
+        "reader",
+        "requests",
+        "workers",
+    ),
+    ("frozen", "excluded", "sealing", "flaws"),
+    (
+        "lighter",
+        "deferral",
+        "loading",
+        "entries",
+        "in_place",
+        "matching",
+        "restore",
+        "catalog",
+        "claim",
+        "nearby",
+        "origin",
+    ),
     ("staging",),
     ("writer", "progress", "announce"),
     ("pipeline",),
     ("run",),
+    ("training_state", "neighbours", "start"),
     ("checkpointer",),
     ("integrations", "lightning", "pytorch_lightning", "cli"),
 )
@@ -59,6 +84,7 @@ PURE = (
     "when",
     "keep",
     "schedule",
+    "grace",
     "ledger",
     "measured",
     "state",
@@ -70,12 +96,14 @@ PURE = (
 )
 TORCH = {
     "capture",
-    "checkpointer",
     "deferral",
     "excluded",
+    "flaws",
     "frozen",
+    "lighter",
     "staging",
     "transfer",
+    "entries",
     "loaders",
     "data",
     "loading",
@@ -85,6 +113,8 @@ TORCH = {
     "restore",
     "pipeline",
     "randomness",
+    "neighbours",
+    "training_state",
     "integrations.exactness",
     "integrations.model_checkpoint",
     "integrations.resume",
@@ -93,8 +123,9 @@ TORCH = {
     "integrations.top_k",
 }
 FRAMEWORKS = {"lightning", "pytorch_lightning"}
-THREADS = {"background", "writer", "staging", "deferral", "stores.direct", "stores.lease", "stores.memory"}
-"""``background`` starts threads; the others hold futures, a condition, a lock, and the store for tests an event."""
+THREADS = {"background", "writer", "staging", "deferral", "stores.direct", "stores.lease", "stores.memory", "workers"}
+"""``background`` starts threads, and loaders the processes of ``workers``; the others hold futures, a condition, a
+lock, and the store for tests an event."""
 TORCH_FREE = (
     "",
     "when",
@@ -109,6 +140,8 @@ TORCH_FREE = (
     "stores.local",
     "cli",
     "cli.app",
+    "cli.save_now",
+    "requests",
 )
 
 

@@ -59,3 +59,12 @@ def test_catalog_takes_the_history_of_the_newest_that_has_one(tmp_path: Path) ->
     catalog = Catalog.of(tmp_path)
     assert [record.step for record in catalog.records] == [1, 2]
     assert [fate.record.step for fate in catalog.history("run")] == [1]
+
+
+def test_emergency_checkpoint_is_never_the_best(tmp_path: Path) -> None:
+    """Whatever its metrics say: they may be of other weights than the exception has left."""
+    files.write(tmp_path / "a.ckpt", files.manifest(step=1, metrics={"loss": 1.0}))
+    files.write(tmp_path / "b.ckpt", files.manifest(step=2, metrics={"loss": 0.5}, emergency="ValueError"))
+    best = Catalog.of(tmp_path).best("loss")
+    assert best is not None
+    assert best.step == 1

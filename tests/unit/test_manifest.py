@@ -97,6 +97,15 @@ def test_manifest_tells_its_record() -> None:
     )
 
 
+def test_manifest_tells_of_an_exception_only_where_there_was_one() -> None:
+    """What an emergency checkpoint says is in its record; all others leave the fields out, as older files do."""
+    assert not {"emergency", "flaw"} & json.loads(encode(_manifest())).keys()
+    told = decode(encode(_manifest(emergency="ValueError", flaw="model.weight holds NaN"))).record(Path("a.ckpt"), 1)
+    assert (told.emergency, told.flaw) == ("ValueError", "model.weight holds NaN")
+    ordinary = decode(encode(_manifest())).record(Path("a.ckpt"), 1)
+    assert (ordinary.emergency, ordinary.flaw) == ("", "")
+
+
 def test_manifest_tells_where_to_go_on() -> None:
     """A plain loop goes on at the position, which need not be the step and the epoch of the save."""
     path = DIRECTORY / "x.ckpt"

@@ -559,3 +559,20 @@ def test_run_times_rise_strictly(make_bed: Callable[..., Bed], monkeypatch: pyte
         bed.save(f"{len(bed.records)}")
     times = [record.time for record in bed.run.ledger.records]
     assert times == sorted(set(times))
+
+
+def test_bytes_still_to_be_written_are_counted() -> None:
+    """Of all that is queued, and none once it has ended, well or not."""
+    bench = Bench()
+    bench.store.gate.clear()
+    jobs = [bench.job("a"), bench.job("b")]
+    for job in jobs:
+        bench.writer.submit(job)
+    assert bench.writer.pending_bytes == sum(job.seal.size_bytes for job in jobs)
+    bench.store.gate.set()
+    assert [outcome.durable for outcome in bench.finished()] == [True, True]
+    assert bench.writer.pending_bytes == 0
+    bench.fail("write", "c")
+    bench.submit("c")
+    bench.finished()
+    assert bench.writer.pending_bytes == 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import typer
 
 from safepoint.cli.ls import ls
+from safepoint.cli.save_now import save_now
 from safepoint.cli.verify import verify
 
 app = typer.Typer(
@@ -15,4 +16,5 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.command()(ls)
+app.command()(save_now)
 app.command()(verify)

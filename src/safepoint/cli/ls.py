@@ -85,7 +85,8 @@ def _why(record: Record, fate: Fate | None) -> str:
         return "pinned"
     if fate is None:
         return "copied or renamed by hand: no policy touches it"
-    return fate.reason if fate.kept else f"to be removed by its run: {fate.reason}"
+    flaw = f"; not gone on from: {record.flaw}" if record.flaw else ""
+    return f"{fate.reason}{flaw}" if fate.kept else f"to be removed by its run: {fate.reason}"
 
 
 def _removed(catalog: Catalog) -> dict[Path, Fate]:

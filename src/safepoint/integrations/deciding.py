@@ -15,7 +15,10 @@ from safepoint.errors import nearest
 from safepoint.integrations import ahead
 from safepoint.integrations.saving import Saving
 from safepoint.records import Decision, Event, EventKind, Save, ScheduleState
+from safepoint.requests import REQUEST_NAME, Requests
 from safepoint.when import SavePolicy
+
+_RANKS_LOOK_EVERY_STEPS = 50
 
 
 class Deciding(Saving):
@@ -26,6 +29,9 @@ class Deciding(Saving):
     _schedule: ScheduleState
     _has_validated: bool
     _logged_before_validation: frozenset[str] | None
+    _asked: Requests
+    _looked_at: int
+    _steps_looked_at: int
 
     def _at_step(self, trainer: Any) -> None:
         self._settle(trainer)
@@ -58,6 +64,24 @@ class Deciding(Saving):
             self._follow(trainer, self._decide(trainer, EventKind.EPOCH_END), last=True)
         elif self._saves_on_train_epoch_end(trainer):
             self._save_at_epoch(trainer)
+
+    def _at_request(self, trainer: Any) -> None:
+        """Save if somebody asks for it, at the next optimizer step, whatever else is saved there.
+
+        Of several ranks the first looks, at the same steps on all: a broadcast at each step would be too dear.
+        """
+        if trainer.global_step == self._looked_at or trainer.fast_dev_run:
+            return
+        self._looked_at = trainer.global_step
+        self._steps_looked_at += 1
+        if trainer.world_size == 1:
+            is_asked = self._asked.taken()
+        elif self._steps_looked_at % _RANKS_LOOK_EVERY_STEPS:
+            return
+        else:
+            is_asked = bool(trainer.strategy.broadcast(trainer.is_global_zero and self._asked.taken_now()))
+        if is_asked:
+            self._save_aside(trainer, f"requested: {REQUEST_NAME}")
 
     def _decide(self, trainer: Any, kind: EventKind, awaits: str = "") -> tuple[ScheduleState, Decision]:
         """Return what the pure core decides, and its next state; a matter of time is decided on rank 0 for all.

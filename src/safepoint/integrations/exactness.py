@@ -189,14 +189,13 @@ class Exactness:
 
     def _seek(self, trainer: Any) -> Collection[int]:
         """Let the next iteration of each training loader go on where the checkpoint was made; return which do."""
-        saved, every = self._own(trainer), loops.loaders(trainer)
-        if saved is None or len(saved["positions"]) != len(every):
+        own, every = self._own(trainer), loops.loaders(trainer)
+        if own is None or len(own["positions"]) != len(every):
             return {id(loader) for loader in every}
-        for loader, state in zip(every, saved["positions"], strict=True):
+        for loader, state in zip(every, own["positions"], strict=True):
             if state is not None and (position := self._positions.get(id(loader))) is not None:
-                is_left_out = is_stateful(loader) and not state["batches"]  # at an epoch's end
-                own: Any = {} if is_left_out else state["own"]
-                if (changed := position.changed({**state, "own": own})) is not None:
+                is_left_out = is_stateful(loader) and not state["batches"]  # its own state, at an epoch's end
+                if (changed := position.changed(state | {"own": {}} if is_left_out else state)) is not None:
                     self._tell(f"The training data is not what it was when the checkpoint was saved: {changed}.")
                 position.load_state_dict(state)
         return {id(loader) for loader in every if id(loader) in self._positions or is_stateful(loader)}

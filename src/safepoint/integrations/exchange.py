@@ -134,8 +134,9 @@ class Exchange:
             snapshot = replace(first.snapshot, reasons=reasons, excluded=excluded)
             first.run.pipeline.save(checkpoint, snapshot, parts, live)
 
-        with framework.handed_to(trainer.strategy, sink):
-            trainer.save_checkpoint(str(first.run.directory / first.names.name), first.weights_only)
+        path = str(first.run.directory / first.names.name)
+        with framework.handed_to(trainer.strategy, path, sink):
+            trainer.save_checkpoint(path, first.weights_only)
         if not trainer.strategy.broadcast(taken):
             for request in group:
                 request.finish(request.names.all[request is first :])

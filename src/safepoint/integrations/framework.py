@@ -26,7 +26,7 @@ def interceptor(base: type[Any]) -> type[Any]:
     """Return a CheckpointIO, below the framework's class ``base``, that stands before the configured one."""
 
     class Interceptor(base):  # type: ignore[misc]
-        """Verify what is loaded, and hand what is saved to ``sink`` while there is one.
+        """Verify what is loaded, and hand what is saved as ``awaited`` to ``sink`` while there is one.
 
         What is saved otherwise, because the user asked the trainer to, is durable when the call returns.
         ``is_plain``: what is configured does nothing that Safepoint does not; a plugin of the user's keeps its work.
@@ -39,10 +39,11 @@ def interceptor(base: type[Any]) -> type[Any]:
             self.strategy: Any = None
             self.info = self.warn = _say_nothing
             self.sink: Sink | None = None
+            self.awaited: str | None = None
             self.exchange = Exchange()
 
         def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
-            if self.sink is not None:
+            if self.sink is not None and str(path) == self.awaited:  # and not what a signal's handler saves meanwhile
                 self.sink(checkpoint)
             elif self.is_plain and storage_options is None and local_path(path) is not None:
                 save_alone(checkpoint, Path(os.path.abspath(path)))
@@ -96,10 +97,10 @@ class Framework:
         return exchange
 
     @contextlib.contextmanager
-    def handed_to(self, strategy: Any, sink: Sink) -> Iterator[None]:
-        """Hand what ``strategy`` is asked to save to ``sink``, on the rank that would have written it."""
+    def handed_to(self, strategy: Any, path: str, sink: Sink) -> Iterator[None]:
+        """Hand what ``strategy`` is asked to save as ``path`` to ``sink``, on the rank that would have written it."""
         before = strategy.checkpoint_io
-        before.sink = sink if before.is_plain else None
+        before.sink, before.awaited = sink if before.is_plain else None, path
         try:
             yield
         finally:

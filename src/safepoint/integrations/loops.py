@@ -143,6 +143,8 @@ def go_on(
         _load(loop, saved)
         if then is Moment.BATCH:
             progress.increment_completed()
+        if progress.current.completed < progress.current.ready:
+            progress.is_last_batch = False  # if it was the last, it is still to come
         for part in (progress.total, progress.current):
             part.reset_on_restart()
         if progress.is_last_batch:

@@ -30,6 +30,7 @@ from safepoint.integrations.vanguard import vanguard
 from safepoint.ledger import Ledger
 from safepoint.pipeline import OnError, Options, Staging
 from safepoint.records import EventKind
+from safepoint.requests import Requests
 from safepoint.run import Run
 from safepoint.staging import image_bytes
 from safepoint.stores.local import check_directory
@@ -121,12 +122,15 @@ class ModelCheckpointBody(Deciding):
         self._lasts: dict[str, str] = {}
         self._secured = (0, "")
         self._failed_step = -1
+        self._restored_step: int | None = None
+        self._is_training = False
         self._untold = 0
         self._resumed_from: Path | None = None
         self._plugin_named = False
         self._has_validated = False
         self._told: set[str] = set()
         self._has_memory = False
+        self._asked, self._looked_at, self._steps_looked_at = Requests(Path()), 0, 0
         self._vanguard: Any = None
         self._validated_at = -1
         self._validation_metrics: frozenset[str] = frozenset()
@@ -141,6 +145,7 @@ class ModelCheckpointBody(Deciding):
         self.dirpath = trainer.strategy.broadcast(ahead.directory(trainer, self.dirpath))
         directory = self._directory()
         self._resumed_from = None
+        self._is_training = False
         exchange = self.framework.intercept(trainer.strategy)
         if self._run is not None and exchange is not self._exchange:
             self._leave(trainer)  # of another trainer, which has told nobody that it ended
@@ -160,6 +165,7 @@ class ModelCheckpointBody(Deciding):
             self._exchange.claims.clear()
         if self._run is None:
             self._has_memory = False
+            self._asked, self._looked_at, self._steps_looked_at = Requests(directory), trainer.global_step, 0
             self._run = self._joined(directory, claims=stage == "fit" and trainer.is_global_zero)
             if stage == "fit" and self._options.staging == "deferred":
                 self._vanguard = vanguard(self.framework.callback, self._run.pipeline.hold_back)
@@ -167,17 +173,20 @@ class ModelCheckpointBody(Deciding):
                 trainer.callbacks = [self._vanguard, *trainer.callbacks]
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:  # noqa: ARG002 - the framework's signature
-        """Start the clock of ``train_time_interval``; go on where the checkpoint was made."""
+        """Start the clock of ``train_time_interval``, and go on where the checkpoint was made."""
         self._schedule = schedule.start(_NOWHERE, time.monotonic())
+        self._restored_step = trainer.global_step if trainer.ckpt_path else None
+        self._is_training = True
         self._exchange.claims.clear()
         if self._exchange.exactness is not None:
             self._exchange.exactness.at_train_start(trainer)
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:  # noqa: ARG002
-        """Save if ``every_n_train_steps`` or ``train_time_interval`` is due."""
+        """Save if ``every_n_train_steps`` or ``train_time_interval`` is due, or somebody asks for it."""
         if not self._has_memory and trainer.global_step:
             self._prepare_memory(trainer)
         self._at_step(trainer)
+        self._at_request(trainer)
         if self._exchange.requests:
             self._write_requests(trainer, "on_train_batch_end", trains_on=ahead.trains_on(trainer, batch_idx))
 
@@ -214,7 +223,10 @@ class ModelCheckpointBody(Deciding):
         self._wait(trainer)
 
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:  # noqa: ARG002
-        """Save if ``save_on_exception`` says so; in any case return when everything is durable, hiding nothing."""
+        """Save if ``save_on_exception`` says so; in any case return when everything is durable, hiding nothing.
+
+        Saved is only what a fit has trained: neither what is half restored, nor what was restored and is there already.
+        """
         if self._run is None:
             return
         with self._warned_during(exception):
@@ -222,12 +234,16 @@ class ModelCheckpointBody(Deciding):
             if self.save_on_exception:
                 with self._warned_during(exception):
                     self._wait(trainer)  # what has failed by now counts as not saved
-            unsaved = self._last_global_step_saved != trainer.global_step
-            if self.save_on_exception and unsaved and not trainer.fast_dev_run and not trainer.sanity_checking:
-                self._save(trainer, f"exception: {type(exception).__name__}", top_k=False, last=True, loose=True)
+            if self.save_on_exception and self._has_trained(trainer):
+                self._save_emergency(trainer, exception)
                 self._write_requests(trainer)
         with self._warned_during(exception):
             self._leave(trainer)  # the framework calls no teardown() after this
+
+    def _has_trained(self, trainer: Any) -> bool:
+        """Tell whether a fit has come to a step that is neither saved nor the one that it was resumed from."""
+        unsaved = trainer.global_step not in (self._last_global_step_saved, self._restored_step)
+        return self._is_training and unsaved and not trainer.fast_dev_run
 
     def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:  # noqa: ARG002 - the framework's signature
         """Return when everything is durable, and end the background thread."""

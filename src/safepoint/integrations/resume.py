@@ -21,6 +21,7 @@ from safepoint.errors import CheckpointError, DamagedCheckpointError, NotACheckp
 from safepoint.ledger import Ledger
 from safepoint.manifest import Summary
 from safepoint.records import Record
+from safepoint.restore import told_of_flaw, told_of_none
 from safepoint.run import Run
 
 
@@ -74,7 +75,7 @@ def _others_beside(path: Path) -> Iterator[Path]:
             found[file] = reader.read_summary(file)
     own = found.pop(path, None)
     for file in sorted(found, key=lambda file: found[file].time, reverse=True):
-        if own is None or found[file].run == own.run:
+        if (own is None or found[file].run == own.run) and not found[file].flaw:
             yield file
 
 
@@ -105,36 +106,33 @@ def _changed_at(path: Path) -> float:
 def newest_last(directory: Path, name: str, extension: str, warn: Callable[[str], None]) -> Path | None:
     """Return the newest sound checkpoint called ``name``, ``name-v1``, ...; else the newest sound one of any name.
 
-    ``None`` if nothing is called so.
+    One with a flaw is passed over like one that is damaged. ``None`` if nothing is called so.
 
     Raises:
-        RestoreError: something is called so, and no checkpoint is sound.
+        RestoreError: something is called so, and no checkpoint is sound that has no flaw.
 
     """
     catalog = Catalog.of(directory, extension)
     pattern = re.compile(rf"{re.escape(name)}(-v?\d+)?{re.escape(extension)}")
-    newest_first = [record.path for record in reversed(catalog.records)]
-    named = [path for path in newest_first if pattern.fullmatch(path.name)]
+    newest_first = list(reversed(catalog.records))
+    named = [record for record in newest_first if pattern.fullmatch(record.path.name)]
     unreadable = [path for path in catalog.unreadable if pattern.fullmatch(path.name)]
     if not named and not unreadable:
         return None
     skipped: dict[Path, str] = {}
-    for path in named:
-        if _sound(path, skipped, warn):
-            return path
+    flawed: dict[Path, str] = {}
+    for record in named:
+        if _sound(record, skipped, flawed, warn):
+            return record.path
     for path in sorted(unreadable, key=_changed_at, reverse=True):
         if path in catalog.foreign and (path.is_dir() or _is_zip(path)):
             return path
         skipped[path] = catalog.unreadable[path]
         warn(f"{path} was skipped: {skipped[path]}")
-    for path in newest_first:
-        if path not in named and _sound(path, skipped, warn):
-            return path
-    tried = "\n".join(f"  {path}: {problem}" for path, problem in skipped.items())
-    raise RestoreError(
-        f"no checkpoint in {directory} verifies; tried:\n{tried}\n"
-        "Give another ckpt_path=, or move these files away to start afresh."
-    )
+    for record in newest_first:
+        if record not in named and _sound(record, skipped, flawed, warn):
+            return record.path
+    raise RestoreError(told_of_none(directory, skipped, flawed, another="ckpt_path="))
 
 
 def within(path: Path, directory: Path) -> Path:
@@ -274,12 +272,15 @@ def ledger(
     return manifest.run, Ledger(records=tuple(records), removed=removed)
 
 
-def _sound(path: Path, skipped: dict[Path, str], warn: Callable[[str], None]) -> bool:
-    """Tell whether ``path`` verifies; if not, warn, and note in ``skipped`` what is wrong with it."""
-    problem = _problem(path)
-    if problem is None:
+def _sound(record: Record, skipped: dict[Path, str], flawed: dict[Path, str], warn: Callable[[str], None]) -> bool:
+    """Tell whether the checkpoint of ``record`` verifies and has no flaw; if not, warn, and note why."""
+    path = record.path
+    if record.flaw:
+        flawed[path] = problem = told_of_flaw(record)
+    elif (found := _problem(path)) is not None:
+        skipped[path] = problem = found
+    else:
         return True
-    skipped[path] = problem
     warn(f"{path} was skipped: {problem}")
     return False
 

@@ -19,6 +19,7 @@ from typing import Any, ClassVar, Literal
 
 from torch import Tensor, tensor
 
+from safepoint import flaws
 from safepoint.errors import ConfigurationError, MissingMetricError
 from safepoint.integrations.exchange import Exchange, Request
 from safepoint.integrations.framework import Framework
@@ -56,13 +57,18 @@ _COSTS = (
 
 @dataclass(frozen=True, slots=True)
 class Moment:
-    """What one hook sees: the metrics as this rank logged them and as rank 0's numbers, and why a save is due."""
+    """What one hook sees: the metrics as this rank logged them and as rank 0's numbers, and why a save is due.
+
+    ``emergency`` and ``flaw`` as in ``Record``.
+    """
 
     step: int
     epoch: int
     tensors: Mapping[str, Any]
     metrics: Mapping[str, float]
     reason: str
+    emergency: str = ""
+    flaw: str = ""
 
     @property
     def values(self) -> dict[str, float]:
@@ -126,24 +132,50 @@ class Saving:
     _validation_metrics: frozenset[str]
     _told: set[str]
 
-    def _save(self, trainer: Any, reason: str, *, last: bool, top_k: bool = True, loose: bool = False) -> None:
-        """Save if the checkpoint holds a place among the top k; refresh ``last`` then, and with ``last`` in any case.
-
-        ``loose``: save under the usual name, whatever the top k, and outside of it.
-        """
+    def _save(self, trainer: Any, reason: str, *, last: bool, top_k: bool = True) -> None:
+        """Save if the checkpoint holds a place among the top k; refresh ``last`` then, or with ``last`` in any case."""
         share = trainer.strategy.broadcast
         moment = self._moment(trainer, reason)
         moment = replace(moment, metrics=share(moment.metrics))
         proposed = self._proposed(trainer, moment) if top_k and self.save_top_k != 0 else None
         name = self._runs.name_of(proposed[1].record) if proposed else None
-        if loose:
-            name = share(self._name(moment, ()))
         wants_last = bool(self.save_last) and (last or proposed is not None)
         if name is None and self.save_last == "link" and self.save_top_k != 0 and self._has_saved(trainer):
             wants_last = False  # it points to the last one saved already
         if name is not None or wants_last:
             last_name = share(self._last_name(moment, name)) if wants_last else None
             self._request(trainer, moment, proposed, name, last_name)
+
+    def _save_emergency(self, trainer: Any, exception: BaseException) -> None:
+        """Save what an exception has left; as ``last``, too, if one can go on from it."""
+        kind = type(exception).__name__
+        flaw = flaws.interrupted_update(exception) or flaws.holding_nan(self._numbers(trainer))
+        self._save_aside(trainer, f"exception: {kind}", kind or "an exception", trainer.strategy.broadcast(flaw))
+
+    def _save_aside(self, trainer: Any, reason: str, emergency: str = "", flaw: str = "") -> None:
+        """Save outside of the top k, in nobody's place; as ``last``, too, unless there is a ``flaw``."""
+        share = trainer.strategy.broadcast
+        moment = self._moment(trainer, reason)
+        moment = replace(moment, metrics=share(moment.metrics), emergency=emergency, flaw=flaw)
+        stem = self._stem_of_what_is_known(moment)
+        name = share(first_free(stem, self._is_there, extension=self.FILE_EXTENSION, start=self.STARTING_VERSION))
+        last = share(self._last_name(moment, name)) if self.save_last and not flaw else None
+        self._request(trainer, moment, None, name, last)
+
+    def _numbers(self, trainer: Any) -> dict[str, Any]:
+        """Return the state of the modules and the optimizers that a checkpoint will hold, as it will hold it."""
+        optimizers = () if self.save_weights_only else trainer.optimizers
+        return {
+            "state_dict": trainer.lightning_module.state_dict(),
+            "optimizer_states": [optimizer.state_dict() for optimizer in optimizers],
+        }
+
+    def _stem_of_what_is_known(self, moment: Moment) -> str:
+        """Return the usual name, or the default one if that names a metric which was not measured yet."""
+        try:
+            return self._stem(moment.values, self.filename)
+        except ConfigurationError:
+            return self._stem(moment.values, None)
 
     def _proposed(self, trainer: Any, moment: Moment) -> Proposed | None:
         """Return the ledger with this checkpoint in it and what goes for it, or ``None`` if it holds no place."""
@@ -261,7 +293,10 @@ class Saving:
         )
 
     def _taken(self, name: str) -> bool:
-        return bool(self._enable_version_counter) and self._exchange.taken(self._runs.directory / name)
+        return bool(self._enable_version_counter) and self._is_there(name)
+
+    def _is_there(self, name: str) -> bool:
+        return self._exchange.taken(self._runs.directory / name)
 
     def _stem(self, values: Mapping[str, float], template: str | None) -> str:
         join = self.CHECKPOINT_JOIN_CHAR
@@ -332,7 +367,16 @@ class Saving:
     def _snapshot(self, moment: Moment) -> Snapshot:
         late = {name: self._validated_at for name in self._validation_metrics if name in moment.metrics}
         late = {} if self._validated_at == moment.step else late
-        return Snapshot(moment.step, moment.epoch, None, moment.metrics, (moment.reason,), measured_at=late)
+        return Snapshot(
+            moment.step,
+            moment.epoch,
+            None,
+            moment.metrics,
+            (moment.reason,),
+            measured_at=late,
+            emergency=moment.emergency,
+            flaw=moment.flaw,
+        )
 
     def _moment(self, trainer: Any, reason: str) -> Moment:
         tensors = {name: _copied(value) for name, value in trainer.callback_metrics.items()}
