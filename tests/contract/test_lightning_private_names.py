@@ -219,7 +219,7 @@ def test_results_are_made_of_the_parts_that_a_tally_makes_them_of(framework: Fra
             seen.update(found=dict(results), module=inspect.getmodule(type(results)), key=next(iter(results)))
 
     quiet = trainer(framework, Reader(), epochs=1, enable_checkpointing=False)
-    quiet.fit(model(framework), loader())
+    quiet.fit(model(framework), loader(), loader())
     result, module = seen["found"]["training_step.train_loss"], seen["module"]
     assert type(result) is module._ResultMetric
     assert type(result.meta) is module._Metadata
