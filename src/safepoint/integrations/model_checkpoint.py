@@ -11,6 +11,7 @@ This part has the constructor, the hooks, and how a callback joins and leaves a 
 from __future__ import annotations
 
 import os
+import signal
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -237,6 +238,8 @@ class ModelCheckpointBody(Deciding):
             if self.save_on_exception and self._has_trained(trainer):
                 self._save_emergency(trainer, exception)
                 self._write_requests(trainer)
+        if self.save_on_exception and trainer.received_sigterm and isinstance(exception, SystemExit):
+            exception.code = exception.code or 128 + signal.SIGTERM  # the framework's own would end in success
         with self._warned_during(exception):
             self._leave(trainer)  # the framework calls no teardown() after this
 
