@@ -86,9 +86,9 @@ def assert_exact(framework: Framework, case: Case, directory: Path, picked: Call
 
 
 def some(checkpoints: list[Path]) -> list[Path]:
-    """Return one within the second epoch, and one at its end."""
-    at_ends = [path for path in checkpoints if path.parent.name != "batch"]
-    return [checkpoints[len(checkpoints) // 2 - 2], at_ends[len(at_ends) // 2]]
+    """Return one within the first epoch, one within the second, and one at an epoch's end."""
+    at_ends = [path for path in checkpoints if path.parent.name == "epoch"]
+    return [checkpoints[1], checkpoints[len(checkpoints) // 2 - 2], at_ends[len(at_ends) // 2]]
 
 
 @pytest.mark.parametrize("name", CASES)
