@@ -336,7 +336,15 @@ class Normalised(Training):
 
 
 class Thawing(Training):
-    """The first layer is frozen in the first epoch."""
+    """The first layer, which comes from elsewhere, is frozen in the first epoch."""
+
+    def network(self) -> nn.Module:
+        """Return a network whose first layer is the same in every life."""
+        made = network()
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            made[0].reset_parameters()  # type: ignore[operator]
+        return made
 
     def begin(self, epoch: int) -> None:
         """Thaw."""
