@@ -234,7 +234,9 @@ class _Comparison:
         same = sorted(mine.keys() & theirs.keys())
         reshaped = {key: (_shape(live[key]), _shape(there[key])) for key in same if _differ(key, live[key], there[key])}
         dtypes = [
-            (key, *both) for key in same if key not in reshaped and len(set(both := _dtypes(live[key], there[key]))) > 1
+            (key, str(live[key].dtype), str(there[key].dtype))
+            for key in same
+            if _is_converted(key, live[key], there[key])
         ]
         if dtypes:
             self._inexact[name] = told_of_dtypes(dtypes)
@@ -307,7 +309,11 @@ def _listed(names: Iterable[object]) -> str:
 
 
 def _differ(key: str, here: Any, there: Any) -> bool:
-    return key.rpartition(".")[2] != "_extra_state" and _shape_of(here) != _shape_of(there)  # which may be anything
+    return not _is_extra(key) and _shape_of(here) != _shape_of(there)
+
+
+def _is_extra(key: str) -> bool:
+    return key.rpartition(".")[2] == "_extra_state"  # which may be anything
 
 
 def _shape_of(value: Any) -> tuple[int, ...] | None:
@@ -320,6 +326,6 @@ def _shape(value: Any) -> str:
     return f"{type(value).__name__} without a shape" if shape is None else str(tuple(shape))
 
 
-def _dtypes(here: Any, there: Any) -> tuple[str, str]:
-    are_tensors = isinstance(here, torch.Tensor) and isinstance(there, torch.Tensor)
-    return (str(here.dtype), str(there.dtype)) if are_tensors else ("", "")
+def _is_converted(key: str, here: Any, there: Any) -> bool:
+    is_tensor = isinstance(here, torch.Tensor) and isinstance(there, torch.Tensor) and not _is_extra(key)
+    return is_tensor and not _differ(key, here, there) and here.dtype != there.dtype
