@@ -138,6 +138,8 @@ def kind_of(target: object) -> str:
 
 def changed(target: object, saved: Any) -> str | None:
     """Return why the run does not go on from ``target`` exactly as it would have, ``None`` if it does."""
+    if isinstance(target, Position) and target.is_going_on:
+        return "an iteration of it is going on, and stays where it is: begin another after restore()"
     return target.changed(saved) if isinstance(target, Position | Value) else None
 
 

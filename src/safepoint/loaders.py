@@ -183,9 +183,12 @@ class Position:
             told.append("it has another number of random generators than it had")
         if is_stateful(self.loader) is (state["own"] is None):
             told.append(f"a {type(self.loader).__name__} keeps its position in another way than what was saved")
-        if (going_on := self._open()) is not None and going_on.count:
-            told.append("an iteration of it is going on, and stays where it is: begin another after restore()")
         return "; ".join(told) or None
+
+    @property
+    def is_going_on(self) -> bool:
+        """Whether an iteration is going on, which no ``load_state_dict`` moves."""
+        return self._open() is not None
 
     def iterate(self, begin: Begin) -> Iterator[Any]:
         """Return the next iteration, which ``begin`` begins."""

@@ -22,6 +22,7 @@ from torch.utils.data import (
 )
 from torchdata.stateful_dataloader import StatefulDataLoader
 
+from safepoint import entries
 from safepoint.data import ResumableSampler
 from safepoint.errors import ConfigurationError
 from safepoint.loaders import Position, follow, problem_of
@@ -386,9 +387,9 @@ def test_an_iteration_from_before_the_restore() -> None:
     next(batches)
     position.mark()
     saved = position.state_dict()
-    assert "begin another after restore()" in str(position.changed(saved))
+    assert "begin another after restore()" in str(entries.changed(position, saved))
     position.load_state_dict(saved)
-    assert position.changed(saved) is None
+    assert entries.changed(position, saved) is None
     assert next(iter(loader)).flatten().tolist() == [4, 5, 6, 7]
 
 
