@@ -11,20 +11,20 @@ from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import torch
+from torch.optim.lr_scheduler import LRScheduler
 
 from safepoint.entries import Stateless, changed, difference, kind_of
 from safepoint.errors import in_line, shortened
 from safepoint.excluded import below, put_in
-from safepoint.in_place import has_own_way, own_ways
+from safepoint.in_place import own_ways
 from safepoint.manifest import Manifest
+from safepoint.optimizers import optimizer_change, optimizer_difference, scheduler_difference
 from safepoint.randomness import has_rng_state
 from safepoint.ranks import told_of_ranks
 from safepoint.renaming import core, likely_prefix, renamed, replaced
-from safepoint.report import Difference, RestoreReport
-from safepoint.transfer import tensors_in
+from safepoint.report import Difference, RestoreReport, told_of_dtypes
 from safepoint.wanted import Wanted
 
-_SMALL_BYTES = 64 << 20
 T = TypeVar("T")
 
 
@@ -113,13 +113,11 @@ class _Comparison:
         saved = self._saved[name]
         if isinstance(target, torch.nn.Module):
             self._look_at_module(name, target, saved)
-        elif isinstance(target, torch.optim.Optimizer):
-            self._take(name, optimizer_difference(target, saved))
-        else:
-            found = difference(target, saved)
-            self._take(name, found)
-            if found is None and (why := changed(target, saved)) is not None:
-                self._inexact[name] = why
+            return
+        found, why = _compared(target, saved)
+        self._take(name, found)
+        if found is None and why is not None:
+            self._inexact[name] = why
 
     def _look_at_missing(self, name: str, target: object) -> None:
         if name in self._manifest.inexact:  # the save has left it out, and says so
@@ -235,6 +233,11 @@ class _Comparison:
         unexpected = {key: _shape(there[key]) for key in sorted(theirs.keys() - mine.keys())}
         same = sorted(mine.keys() & theirs.keys())
         reshaped = {key: (_shape(live[key]), _shape(there[key])) for key in same if _differ(key, live[key], there[key])}
+        dtypes = [
+            (key, *both) for key in same if key not in reshaped and len(set(both := _dtypes(live[key], there[key]))) > 1
+        ]
+        if dtypes:
+            self._inexact[name] = told_of_dtypes(dtypes)
         self._missing += (Difference(name, key, shape, "") for key, shape in missing.items())
         self._unexpected += (Difference(name, key, "", shape) for key, shape in unexpected.items())
         self._reshaped += (Difference(name, key, *shapes) for key, shapes in reshaped.items())
@@ -260,18 +263,13 @@ class _Comparison:
             self._hints.append(f"Names look changed: with rename={{{pair}}}, {count:,} more keys of {name} match.")
 
 
-def optimizer_difference(live: torch.optim.Optimizer, saved: Any) -> tuple[str, str, str] | None:
-    """Return the key at which the state of an optimizer does not fit, and what it is on either side, or ``None``."""
-    if has_own_way(live):
-        return None
-    here, there = [len(group["params"]) for group in live.param_groups], _group_lengths(saved)
-    if there is None:
-        return "", type(live).__name__, type(saved).__name__
-    if here != there:
-        return "param_groups", f"of {here} parameters", f"of {there} parameters"
-    if any(_is_inflated(tensor) for tensor in tensors_in(saved["state"])):
-        return "state", "tensors", "a tensor that has many more elements than data, which no optimizer's has"
-    return None
+def _compared(target: object, saved: Any) -> tuple[tuple[str, str, str] | None, str | None]:
+    """Return what does not fit of an entry that is no module, and why a run does not go on exactly if all does."""
+    if isinstance(target, torch.optim.Optimizer):
+        found = optimizer_difference(target, saved)
+        return found, optimizer_change(target, saved) if found is None else None
+    found = scheduler_difference(target, saved) if isinstance(target, LRScheduler) else difference(target, saved)
+    return found, changed(target, saved) if found is None else None
 
 
 def _called(names: Mapping[str, str], state: Mapping[str, T]) -> dict[str, T]:
@@ -322,14 +320,6 @@ def _shape(value: Any) -> str:
     return f"{type(value).__name__} without a shape" if shape is None else str(tuple(shape))
 
 
-def _is_inflated(tensor: torch.Tensor) -> bool:
-    """Tell whether a copy of ``tensor``, as an optimizer makes one to convert it, would take much that no file had."""
-    return tensor.nbytes > max(_SMALL_BYTES, tensor.untyped_storage().nbytes())
-
-
-def _group_lengths(saved: Any) -> list[int] | None:
-    """Return how many parameters each group in the state of an optimizer has, ``None`` if it is no such state."""
-    try:
-        return [len(group["params"]) for group in saved["param_groups"]] if isinstance(saved["state"], dict) else None
-    except (TypeError, LookupError):
-        return None
+def _dtypes(here: Any, there: Any) -> tuple[str, str]:
+    are_tensors = isinstance(here, torch.Tensor) and isinstance(there, torch.Tensor)
+    return (str(here.dtype), str(there.dtype)) if are_tensors else ("", "")

@@ -5,7 +5,7 @@ Pure: what is compared is told by whoever knows tensors.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -107,6 +107,13 @@ def told_of_inexact(inexact: Mapping[str, str]) -> list[str]:
     ]
     more = len(inexact) - len(shown)
     return [*shown, f"  and {more:,} more"] if more else shown
+
+
+def told_of_dtypes(found: Sequence[tuple[str, str, str]]) -> str:
+    """Say of tensors, each given by its key, its dtype here and that in the checkpoint, that these are others."""
+    key, here, there = found[0][0], *(name.removeprefix("torch.") for name in found[0][1:])
+    count = "1 tensor is" if len(found) == 1 else f"{len(found):,} tensors are"
+    return f"{count} of another dtype here: {there} in the checkpoint, {here} here, first: {in_line(shortened(key))}"
 
 
 def _cells(found: Difference) -> tuple[str, ...]:

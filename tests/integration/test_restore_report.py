@@ -163,9 +163,7 @@ def test_strict_false_leaves_optimizers_alone_that_do_not_fit(tmp_path: Path) ->
     state = {"model": live, "body": adam(live["body"]), "all": adam(live), "head": adam(live["norm"])}
     first = copy.deepcopy({name: state[name].state_dict() for name in ("all", "head")})
     state["head"].add_param_group({"params": [torch.nn.Parameter(torch.ones(1))]})
-    with pytest.warns(
-        RuntimeWarning, match=r"(?s)head +param_groups.*all +state +of model\.head\.\w+ +of another shape"
-    ):
+    with pytest.warns(RuntimeWarning, match=r"(?s)all +state\.4\.exp_avg +\(5, 4\) +\(3, 4\).*head +param_groups"):
         report = restored(tmp_path, state, strict=False).report
     assert report.restored == ("model", "body")
     assert report.left == ("all", "head")
