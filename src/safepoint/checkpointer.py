@@ -382,6 +382,10 @@ class Checkpointer:
             late = sys.exception()
             raise self._saved_before_end(came, epoch, late if isinstance(late, SaveError) else None)
 
+    def _warn_of_signals(self) -> None:
+        if self._signals is not None:
+            self._signals.warn_of_replaced()
+
     def _end_asked_for(self) -> Came | None:
         """Return the signal that has come to end the run, if one has."""
         came = None if self._signals is None else self._signals.take()
@@ -428,6 +432,7 @@ class Checkpointer:
     def _prepare_memory(self) -> None:
         """Have memory ready before the first save; after a first step the optimizers have their state."""
         self._has_memory = True
+        self._warn_of_signals()  # here as well: it may be that nothing but a signal leads to a save
         self._run.pipeline.prepare(image_bytes(self._state.captured()[0]), at_most=self._keep_policy.at_most)
 
     def _save_now(self, event: Event, decision: Save, *, pinned: bool) -> bool:
@@ -437,6 +442,7 @@ class Checkpointer:
         (stem,) = decision.names
         self._run.miss(self._run.missing())
         self._neighbours.warn_of_ranks()
+        self._warn_of_signals()
         state, excluded = self._state.captured()
         flaw = (self._interrupted or self._state.holding_nan(state)) if self._raised else ""
         own = {record.path: record for record in self._run.ledger.records}

@@ -6,8 +6,6 @@ and plain values get an adapter here that does. Knows torch; knows no file.
 
 from __future__ import annotations
 
-import random
-import sys
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -17,7 +15,8 @@ from torch.utils.data import DataLoader
 
 from safepoint.data import ResumableSampler
 from safepoint.errors import StateMismatchError, cause, in_line, shortened
-from safepoint.loaders import Position, problem_of
+from safepoint.loaders import Position, follow
+from safepoint.randomness import Generator, is_generator
 
 BEGUN = "The objects in state= may hold parts of it by now: build them anew before you use them."
 _PLAIN = (bool, int, float, complex, str, bytes, type(None))
@@ -88,49 +87,6 @@ class Tensor:
         return None if here == there else ("", here, there)
 
 
-class Generator:
-    """A random generator of the program's own: torch's, NumPy's or Python's."""
-
-    def __init__(self, generator: Any) -> None:
-        self._generator = generator
-
-    def state_dict(self) -> Any:
-        """Return its state, as plain values and tensors."""
-        generator = self._generator
-        if isinstance(generator, torch.Generator):
-            return generator.get_state()
-        if isinstance(generator, random.Random):
-            return generator.getstate()
-        return _listed(_numpy_state(generator))
-
-    def load_state_dict(self, state: Any) -> None:
-        """Let it draw what it would have drawn."""
-        generator = self._generator
-        if isinstance(generator, torch.Generator):
-            generator.set_state(state)
-        elif isinstance(generator, random.Random):
-            version, numbers, gauss = state
-            generator.setstate((version, tuple(numbers), gauss))
-        else:
-            _set_numpy_state(generator, _like(_numpy_state(generator), state))
-
-    def difference(self, saved: object) -> tuple[str, str, str] | None:
-        """Return on which side it is what, if what was saved is no state of such a generator; tried out on another."""
-        live = self._generator
-        try:
-            if isinstance(live, torch.Generator):
-                Generator(torch.Generator(live.device)).load_state_dict(saved)
-            elif isinstance(live, random.Random):
-                Generator(random.Random()).load_state_dict(saved)  # noqa: S311 - only tried out
-            elif _is_of_numpy(live, "Generator"):
-                Generator(type(live)(type(live.bit_generator)())).load_state_dict(saved)
-            else:
-                Generator(type(live)()).load_state_dict(saved)
-        except Exception:  # noqa: BLE001 - the generators raise what they like
-            return "", f"a {type(live).__name__}", "no state of one"
-        return None
-
-
 def adapted(state: Mapping[str, object]) -> dict[str, object]:
     """Return the entries of ``state=`` as they are saved and restored; data loaders are followed from now on.
 
@@ -170,7 +126,7 @@ def difference(target: object, saved: object) -> tuple[str, str, str] | None:
         kind = dict if isinstance(target, dict) else list
         return None if isinstance(saved, kind) else ("", kind.__name__, type(saved).__name__)
     if isinstance(target, Position):
-        problem = problem_of(saved)
+        problem = target.problem(saved)
         return None if problem is None else ("", type(target.loader).__name__, problem)
     return target.difference(saved) if isinstance(target, Tensor | Generator) else None
 
@@ -182,6 +138,8 @@ def kind_of(target: object) -> str:
 
 def changed(target: object, saved: Any) -> str | None:
     """Return why the run does not go on from ``target`` exactly as it would have, ``None`` if it does."""
+    if isinstance(target, Position) and target.is_going_on:
+        return "an iteration of it is going on, and stays where it is: begin another after restore()"
     return target.changed(saved) if isinstance(target, Position | Value) else None
 
 
@@ -223,12 +181,11 @@ def _adapted(name: str, target: Any) -> object:
 
 def _adapter(target: object) -> Callable[[Any], object] | None:
     """Return what makes of ``target`` something that speaks for itself, ``None`` if nothing does."""
-    is_generator = isinstance(target, torch.Generator | random.Random)
     kinds: tuple[tuple[bool, Callable[[Any], object]], ...] = (
-        (isinstance(target, DataLoader), Position),
+        (issubclass(type(target), DataLoader), follow),  # some only say that they are one
         (isinstance(target, Stateful | dict | list), _itself),
         (isinstance(target, torch.Tensor), Tensor),
-        (is_generator or _is_of_numpy(target, "Generator", "RandomState"), Generator),
+        (is_generator(target), Generator),
         (_is_plain(target), Value),
         (isinstance(target, Iterable), Stateless),
     )
@@ -254,40 +211,6 @@ def _is_plain(value: object) -> bool:
 
 def _is_ours(target: object) -> bool:
     return isinstance(target, Position | Stateless)
-
-
-def _is_of_numpy(target: object, *names: str) -> bool:
-    numpy = sys.modules.get("numpy")
-    return numpy is not None and isinstance(target, tuple(getattr(numpy.random, name) for name in names))
-
-
-def _numpy_state(generator: Any) -> Any:
-    return generator.bit_generator.state if _is_of_numpy(generator, "Generator") else generator.get_state(legacy=False)
-
-
-def _set_numpy_state(generator: Any, state: Any) -> None:
-    if _is_of_numpy(generator, "Generator"):
-        generator.bit_generator.state = state
-    else:
-        generator.set_state(state)
-
-
-def _listed(state: Any) -> Any:
-    """Return ``state`` with NumPy's arrays and numbers as lists and numbers."""
-    if isinstance(state, dict):
-        return {key: _listed(value) for key, value in state.items()}
-    return state.tolist() if hasattr(state, "tolist") else state
-
-
-def _like(live: Any, state: Any) -> Any:
-    """Return ``state`` with arrays where ``live`` has them."""
-    if isinstance(live, dict):
-        return {key: _like(value, state[key]) for key, value in live.items()}
-    if not hasattr(live, "tolist"):
-        return state
-    made = live.copy()
-    made[...] = state
-    return made
 
 
 def _shown(value: object) -> str:

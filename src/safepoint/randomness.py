@@ -86,3 +86,85 @@ def _tuples(value: Any) -> Any:
     """Return ``value`` with its list of numbers as a tuple, as ``random.setstate`` wants it."""
     version, numbers, *rest = value
     return (version, tuple(numbers), *rest)
+
+
+class Generator:
+    """A random generator of the program's own: torch's, NumPy's or Python's."""
+
+    def __init__(self, generator: Any) -> None:
+        self._generator = generator
+
+    def state_dict(self) -> Any:
+        """Return its state, as plain values and tensors."""
+        generator = self._generator
+        if isinstance(generator, torch.Generator):
+            return generator.get_state()
+        if isinstance(generator, random.Random):
+            return generator.getstate()
+        return _listed(_numpy_state(generator))
+
+    def load_state_dict(self, state: Any) -> None:
+        """Let it draw what it would have drawn."""
+        generator = self._generator
+        if isinstance(generator, torch.Generator):
+            generator.set_state(state)
+        elif isinstance(generator, random.Random):
+            version, numbers, gauss = state
+            generator.setstate((version, tuple(numbers), gauss))
+        else:
+            _set_numpy_state(generator, _like(_numpy_state(generator), state))
+
+    def difference(self, saved: object) -> tuple[str, str, str] | None:
+        """Return on which side it is what, if what was saved is no state of such a generator; tried out on another."""
+        live = self._generator
+        try:
+            if isinstance(live, torch.Generator):
+                Generator(torch.Generator(live.device)).load_state_dict(saved)
+            elif isinstance(live, random.Random):
+                Generator(random.Random()).load_state_dict(saved)  # noqa: S311 - only tried out
+            elif _is_of_numpy(live, "Generator"):
+                Generator(type(live)(type(live.bit_generator)())).load_state_dict(saved)
+            else:
+                Generator(type(live)()).load_state_dict(saved)
+        except Exception:  # noqa: BLE001 - the generators raise what they like
+            return "", f"a {type(live).__name__}", "no state of one"
+        return None
+
+
+def is_generator(target: object) -> bool:
+    """Tell whether ``target`` is a random generator that ``Generator`` takes."""
+    return isinstance(target, torch.Generator | random.Random) or _is_of_numpy(target, "Generator", "RandomState")
+
+
+def _is_of_numpy(target: object, *names: str) -> bool:
+    numpy = sys.modules.get("numpy")
+    return numpy is not None and isinstance(target, tuple(getattr(numpy.random, name) for name in names))
+
+
+def _numpy_state(generator: Any) -> Any:
+    return generator.bit_generator.state if _is_of_numpy(generator, "Generator") else generator.get_state(legacy=False)
+
+
+def _set_numpy_state(generator: Any, state: Any) -> None:
+    if _is_of_numpy(generator, "Generator"):
+        generator.bit_generator.state = state
+    else:
+        generator.set_state(state)
+
+
+def _listed(state: Any) -> Any:
+    """Return ``state`` with NumPy's arrays and numbers as lists and numbers."""
+    if isinstance(state, dict):
+        return {key: _listed(value) for key, value in state.items()}
+    return state.tolist() if hasattr(state, "tolist") else state
+
+
+def _like(live: Any, state: Any) -> Any:
+    """Return ``state`` with arrays where ``live`` has them."""
+    if isinstance(live, dict):
+        return {key: _like(value, state[key]) for key, value in live.items()}
+    if not hasattr(live, "tolist"):
+        return state
+    made = live.copy()
+    made[...] = state
+    return made

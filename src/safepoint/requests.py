@@ -69,3 +69,17 @@ def ask(directory: Path) -> None:
 
     """
     (directory / REQUEST_NAME).touch()
+
+
+def withdraw(directory: Path) -> bool:
+    """Take a request back; return whether it was still there.
+
+    Raises:
+        OSError: the request cannot be removed.
+
+    """
+    try:
+        (directory / REQUEST_NAME).unlink()
+    except FileNotFoundError:
+        return False
+    return True

@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import signal
 import time
 import weakref
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from types import FrameType, MappingProxyType
 from typing import Any
 
-from safepoint.errors import ConfigurationError
+from safepoint.errors import ConfigurationError, in_line
 from safepoint.when import Ending
+
+logger = logging.getLogger("safepoint")
 
 _ECHO_S = 1.0
 """How long the signals that end the run count as one: ``timeout`` sends SIGTERM twice, torchrun passes on what Slurm
 has sent to its workers already."""
 
+_STATUS = Path("/proc/self/status")
 _NO_ENDINGS: Mapping[str, Ending] = MappingProxyType({})
 _open_ones: weakref.WeakSet[Signals] = weakref.WeakSet()
 
@@ -37,7 +42,8 @@ class Signals:
 
     Those called ``names`` are noted, and the run goes on. Those in ``endings`` end it: the first is noted, too, and a
     further one of them, a second later or more, has its default action, which ends the process at once. One that is in
-    both belongs to ``names``, and one of the default set, SIGTERM apart, to whoever else has a handler for it.
+    both belongs to ``names``, and one of the default set, SIGTERM apart, to whoever else has a handler for it, in C
+    too, or ignores it.
 
     The default action of a signal, which may end the process, does not take place otherwise while its handler is
     replaced. Once ``restore`` was called, a signal that still comes here, by way of whoever has replaced the handler
@@ -54,7 +60,7 @@ class Signals:
         self._pid = os.getpid()
         self._come: list[Came] = []
         self._ends_since_s: float | None = None
-        self._is_closed = False
+        self._is_closed = self._has_told = False
         self._before: dict[signal.Signals, Any] = {}
         self._endings = _accepted(names, endings)
         for name in sorted({*names, *self._endings}):
@@ -82,6 +88,32 @@ class Signals:
                 signal.signal(number, signal.SIG_DFL if before is None else before)
         self._is_closed = True
         _open_ones.discard(self)
+
+    def warn_of_replaced(self) -> None:
+        """Log, once, which signals no longer come here for certain, as somebody has replaced the handler since."""
+        replaced = {} if self._has_told else self._replaced()
+        if not replaced:
+            return
+        self._has_told = True
+        told = ", ".join(f"{name} (now {_called(handler)})" for name, handler in sorted(replaced.items()))
+        logger.warning(
+            "%s",
+            in_line(
+                f"the handler of {told} was set after the Checkpointer was made: the signal saves only if that handler "
+                "calls the one that signal.signal() returned. Let it do so, or make the Checkpointer last."
+            ),
+        )
+
+    def _replaced(self) -> dict[str, Any]:
+        """Return the handlers that are in the place of those here, by the names of the signals."""
+        found = {}
+        for number in self._before:
+            handler = signal.getsignal(number)
+            while isinstance(owner := getattr(handler, "__self__", None), Signals) and owner is not self:
+                handler = owner._before[number]  # noqa: SLF001
+            if owner is not self:
+                found[number.name] = handler
+        return found
 
     @property
     def numbers(self) -> frozenset[signal.Signals]:
@@ -130,20 +162,40 @@ def held_from_children() -> Iterator[bool]:
 def _accepted(names: Collection[str], endings: Mapping[str, Ending]) -> dict[str, Ending]:
     """Return those of ``endings`` that are nobody else's."""
     accepted: dict[str, Ending] = {}
+    caught = _caught()
     for name, ending in endings.items():
         if ending.is_asked and name in names:
             raise ConfigurationError(
                 f"when.signal({name!r}) saves and goes on, when.preempted(signals=...) ends the run: give it to one."
             )
-        if name not in names and (ending.is_asked or name == "SIGTERM" or _is_free(signal.Signals[name])):
+        if name not in names and (ending.is_asked or name == "SIGTERM" or _is_free(signal.Signals[name], caught)):
             accepted[name] = ending
     return accepted
 
 
-def _is_free(number: signal.Signals) -> bool:
-    """Tell whether nobody but other ``Signals`` has a handler."""
+def _is_free(number: signal.Signals, caught: int) -> bool:
+    """Tell whether nobody but other ``Signals`` has a handler, be it in C, as ``caught`` tells, or ignores it."""
     handler = signal.getsignal(number)
-    return handler is signal.SIG_DFL or isinstance(getattr(handler, "__self__", None), Signals)
+    if handler is signal.SIG_DFL:  # which Python says of a handler that is none of its own, too
+        return not caught >> (number - 1) & 1
+    return isinstance(getattr(handler, "__self__", None), Signals)
+
+
+def _caught() -> int:
+    """Return the signals that this process has handlers for, as bits, by the kernel; 0 where it does not tell."""
+    try:
+        told = _STATUS.read_text(errors="replace")
+    except OSError:
+        return 0
+    return next((int(line.split()[1], 16) for line in told.splitlines() if line.startswith("SigCgt:")), 0)
+
+
+def _called(handler: Any) -> str:
+    """Return what the author of ``handler`` knows it by."""
+    if isinstance(handler, signal.Handlers):
+        return handler.name
+    of = handler if hasattr(handler, "__qualname__") else type(handler)
+    return f"{getattr(of, '__module__', None)}.{of.__qualname__}"
 
 
 def _open(handler: Any, number: int) -> Any:

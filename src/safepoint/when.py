@@ -323,17 +323,20 @@ def signal(*names: str) -> SavePolicy:
 def preempted(grace_s: float = 30.0, signals: Iterable[str] | None = None) -> SavePolicy:
     """Save and end the process when a scheduler takes the machine away: within ``grace_s`` seconds of its signal.
 
-    The signal is answered at the next ``step()``, ``epoch_end()`` or ``close()``: this step is saved unless it is
-    already, everything becomes durable, and ``Preempted`` is raised, a SystemExit with the status 128 + the signal's
-    number. Where the speed measured so far says that the state will not fit into the time that is left, parts of it are
-    left out, as few as do: frozen parameters, then averaged copies of the model, then what optimizers have gathered. A
-    further signal, a second later or more, ends the process at once. Python handlers from before are called as ever.
+    The signal is answered at the next ``step()``, ``epoch_end()`` or ``close()``, and nowhere else: as long as the loop
+    waits for a batch or for another rank, nothing is saved. This step is saved unless it is already, everything becomes
+    durable, and ``Preempted`` is raised, a SystemExit with the status 128 + the signal's number. Where the speed
+    measured so far says that the state will not fit into the time that is left, parts of it are left out, as few as do:
+    frozen parameters, then averaged copies of the model, then what optimizers have gathered. A further signal, a second
+    later or more, ends the process at once. Python handlers from before are called as ever; one that is set later must
+    call what ``signal.signal()`` returned, or the signal does not come here (a logged warning tells of it).
 
     ``signals``, by default: SIGTERM (Kubernetes, with 30 s; Slurm at preemption, ``scancel`` and the time limit, 30 s
     by its KillWait; PBS; LSF; torchrun to its workers), SIGUSR1 and SIGUSR2 (Slurm's ``--signal=USR1@60``; LSF's run
-    limit; SGE's ``-notify``). Of the latter two, one that somebody has a handler for (faulthandler, say) stays
-    theirs, and of all three, one that ``when.signal()`` names, unless it is given here by name. Set ``grace_s`` to what
-    your scheduler grants, and let it signal the processes that train (``srun``, not the batch script alone).
+    limit; SGE's ``-notify``). Of the latter two, one that somebody has a handler for (faulthandler, say) or ignores
+    (SIG_IGN) when the Checkpointer is made stays so, and of all three, one that ``when.signal()`` names, unless it is
+    given here by name. SIGTERM is taken in any case. Set ``grace_s`` to what your scheduler grants, and let it signal
+    the processes that train (``srun``, not the batch script alone).
 
     Raises:
         ConfigurationError: ``grace_s`` is not positive, or a name is not that of a signal that a program can answer.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import threading
 import time
 from pathlib import Path
@@ -96,4 +97,5 @@ def test_callbacks_that_share_a_pipeline_end_one_after_another(framework: Framew
     assert models.listing(tmp_path) == ["a-step=2.ckpt", "a-step=3.ckpt", "b-step=3.ckpt"]
     models.fit(framework, *callbacks, epochs=2)
     assert models.listing(tmp_path) == ["a-step=3.ckpt", "a-step=4.ckpt", "b-step=3.ckpt", "b-step=4.ckpt"]
+    gc.collect()  # what other tests have left
     assert not [thread.name for thread in threading.enumerate() if thread.name.startswith("safepoint")]

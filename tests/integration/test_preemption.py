@@ -18,7 +18,7 @@ from other_process import Other
 from torch.optim.swa_utils import AveragedModel
 
 import safepoint
-from safepoint import Checkpointer, ConfigurationError, Preempted, keep, reader, when
+from safepoint import Checkpointer, ConfigurationError, Preempted, keep, reader, signals, when
 from safepoint.catalog import Catalog
 from safepoint.stores import Chunk, direct
 from safepoint.stores.disk import Disk
@@ -95,6 +95,18 @@ def test_handler_from_before_is_called(tmp_path: Path, begin: Begin) -> None:
     other = begin("chained", tmp_path / "run")
     other.process.terminate()
     assert other.answer() == f"chained {signal.SIGTERM.value}"
+    assert other.process.wait() == TERMINATED
+    assert reasons(tmp_path / "run") == ["preempted: SIGTERM"]
+
+
+def test_handler_in_c_stays(tmp_path: Path, begin: Begin) -> None:
+    """faulthandler's, which Python does not tell of: it dumps, and the training goes on."""
+    other = begin("dumping", tmp_path / "run")
+    other.process.send_signal(signal.SIGUSR1)
+    while not (tmp_path / "run.dump").stat().st_size:
+        assert other.process.poll() is None
+        time.sleep(0.05)
+    other.process.terminate()
     assert other.process.wait() == TERMINATED
     assert reasons(tmp_path / "run") == ["preempted: SIGTERM"]
 
@@ -248,6 +260,78 @@ def test_signal_that_somebody_uses_stays_theirs(tmp_path: Path) -> None:
     finally:
         signal.signal(signal.SIGUSR1, before)
     assert noted == [signal.SIGUSR1, signal.SIGUSR1]
+
+
+def test_signal_that_is_ignored_stays_so(tmp_path: Path) -> None:
+    """SIGUSR1 and SIGUSR2, unless they are asked for by name; SIGTERM is answered in any case."""
+    before = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGUSR1, signal.SIGTERM)}
+    try:
+        with pytest.raises(Preempted) as ended, checkpointer(tmp_path / "default") as saver:
+            signal.raise_signal(signal.SIGUSR1)
+            saver.step()
+            signal.raise_signal(signal.SIGTERM)
+            saver.step()
+        with (
+            pytest.raises(Preempted),
+            checkpointer(tmp_path / "named", save=when.preempted(signals=["SIGUSR1"])) as saver,
+        ):
+            signal.raise_signal(signal.SIGUSR1)
+            saver.step()
+        assert signal.getsignal(signal.SIGUSR1) is signal.SIG_IGN
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    assert ended.value.signal == "SIGTERM"
+
+
+def test_kernel_that_tells_nothing_is_not_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where there is no /proc, or no such line in it, what Python says of the handlers counts alone."""
+    (tmp_path / "status").write_text("Name:\tpython\n")
+    for name in ("nothing", "status"):
+        monkeypatch.setattr(signals, "_STATUS", tmp_path / name)
+        with pytest.raises(Preempted), checkpointer(tmp_path / f"run-{name}") as saver:
+            signal.raise_signal(signal.SIGUSR1)
+            saver.step()
+
+
+@pytest.mark.parametrize("step", [0, 1], ids=["before the first step", "before a save"])
+def test_handler_that_replaces_ours_is_told_of_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, step: int
+) -> None:
+    """Which signals, whose it is now, and what to do; the handler from before is back in the end."""
+    before = signal.getsignal(signal.SIGTERM)
+    with checkpointer(tmp_path, save=when.preempted() | when.at(steps=[2, 3])) as saver:
+        for number in range(3):
+            if number == step:
+                signal.signal(signal.SIGTERM, _deaf)
+                signal.signal(signal.SIGUSR2, signal.SIG_DFL)
+            saver.step()
+    signal.signal(signal.SIGTERM, before)
+    (message,) = (message for message in caplog.messages if "handler" in message)
+    assert f"SIGTERM (now {__name__}._deaf), SIGUSR2 (now SIG_DFL) was set after" in message
+    assert "make the Checkpointer last" in message
+
+
+def _deaf(number: int, frame: object) -> None:
+    """Call nobody."""
+
+
+def test_handlers_of_another_checkpointer_are_not_told_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """They pass signals on. But the one that was made before somebody else's handler says so."""
+    with checkpointer(tmp_path / "a") as a, checkpointer(tmp_path / "b") as b:
+        a.step()
+        b.step()
+        a.save()
+    assert not [message for message in caplog.messages if "handler" in message]
+    before = signal.getsignal(signal.SIGTERM)
+    with checkpointer(tmp_path / "c") as c:
+        signal.signal(signal.SIGTERM, _deaf)
+        with checkpointer(tmp_path / "d") as d:
+            d.step()
+            assert not [message for message in caplog.messages if "handler" in message]
+            c.step()
+            assert [message for message in caplog.messages if "handler" in message]
+    signal.signal(signal.SIGTERM, before)
 
 
 def test_two_checkpointers_both_save(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
 import time
@@ -76,7 +77,7 @@ def test_command_tells_when_the_job_ends(tmp_path: Path, begin: Callable[[Path],
     other = begin(tmp_path)
     while not Catalog.of(tmp_path).records:
         time.sleep(0.05)
-    other.process.send_signal(19)
+    other.process.send_signal(signal.SIGSTOP)
     command = [str(Path(sys.executable).with_name("safepoint")), "save-now", "--wait", str(tmp_path)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as asking:
         while not (tmp_path / REQUEST_NAME).exists():
@@ -86,7 +87,56 @@ def test_command_tells_when_the_job_ends(tmp_path: Path, begin: Callable[[Path],
         output, _ = asking.communicate(timeout=100)
     assert asking.returncode == 1
     assert "has ended" in output
-    (tmp_path / REQUEST_NAME).unlink()
+    assert not (tmp_path / REQUEST_NAME).exists()
+
+
+def test_command_does_not_wait_for_ever(tmp_path: Path, begin: Callable[[Path], Other]) -> None:
+    """Not for a job that stands still, nor where nobody is: its request is taken back."""
+    (tmp_path / "empty").mkdir()
+    other = begin(tmp_path / "run")
+    while not Catalog.of(tmp_path / "run").records:
+        time.sleep(0.05)
+    other.process.send_signal(signal.SIGSTOP)
+    for name in ("empty", "run"):
+        result = save_now("--wait", "--timeout", 1, tmp_path / name)
+        assert result.returncode == 1
+        assert "after 1 s: nobody has taken the request, and it is taken back" in result.stdout
+        assert not (tmp_path / name / REQUEST_NAME).exists()
+
+
+def test_command_tells_of_a_request_that_led_to_nothing(tmp_path: Path) -> None:
+    """One that was taken, and one that cannot be removed."""
+    (tmp_path / "stuck" / REQUEST_NAME).mkdir(parents=True)  # which unlink refuses, also for root
+    result = save_now("--wait", "--timeout", 1, tmp_path / "stuck")
+    assert result.returncode == 1
+    assert "cannot be removed" in result.stdout
+    (tmp_path / "taken").mkdir()
+    command = [str(Path(sys.executable).with_name("safepoint")), "save-now", "--wait", "--timeout", "3"]
+    with subprocess.Popen([*command, str(tmp_path / "taken")], stdout=subprocess.PIPE, text=True) as asking:
+        while not Requests(tmp_path / "taken").taken():
+            time.sleep(0.05)
+        output, _ = asking.communicate(timeout=100)
+    assert asking.returncode == 1
+    assert "the request was taken" in output
+
+
+def test_command_refuses_what_is_above_runs(tmp_path: Path, begin: Callable[[Path], Other]) -> None:
+    """Also if it holds a dead run of its own: the living one below does not look there."""
+    begin(tmp_path / "living")
+    while not Catalog.of(tmp_path / "living").records:
+        time.sleep(0.05)
+    result = save_now(tmp_path)
+    assert result.returncode == 2
+    assert f"runs below it do: {tmp_path / 'living'}. Give" in result.stderr
+    assert result.stderr.count("\n") == 1
+    with checkpointer(tmp_path) as saver:
+        saver.step()
+        saver.save()
+    result = save_now(tmp_path)
+    assert result.returncode == 2
+    assert "no living job" in result.stderr
+    assert not (tmp_path / REQUEST_NAME).exists()
+    assert save_now(tmp_path / "living").stdout == "asked\n"
 
 
 def test_command_says_that_nobody_is_there(tmp_path: Path) -> None:
@@ -189,6 +239,14 @@ def test_trainer_saves_beside_the_top_k(tmp_path: Path, framework: Framework) ->
         "epoch=2-step=6.ckpt",
         "last.ckpt",
     ]
+
+
+@OLD_TREESPEC
+def test_names_may_lead_into_directories(tmp_path: Path, framework: Framework) -> None:
+    """What lies there is the run's own, not that of a run below."""
+    fit(framework, framework.ModelCheckpoint(dirpath=tmp_path, filename="{epoch}/{step}"), epochs=1)
+    assert Catalog.of(tmp_path).records[0].path.parent != tmp_path
+    assert "no living job" in save_now(tmp_path).stderr
 
 
 def test_ranks_look_at_the_same_steps(tmp_path: Path) -> None:

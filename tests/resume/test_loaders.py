@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import pickle
+import random
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch.utils.data import (
@@ -19,9 +22,10 @@ from torch.utils.data import (
 )
 from torchdata.stateful_dataloader import StatefulDataLoader
 
+from safepoint import entries
 from safepoint.data import ResumableSampler
 from safepoint.errors import ConfigurationError
-from safepoint.loaders import Position, problem_of
+from safepoint.loaders import Position, follow, problem_of
 from safepoint.randomness import rng_state, set_rng_state
 
 SAMPLES = 23
@@ -274,7 +278,7 @@ def test_changes_are_named() -> None:
     shorter = torch.utils.data.Subset(Numbers(), range(10))
     told = str(Position(DataLoader(shorter, BATCH)).changed(saved))
     assert "10 samples here, and had 23" in told
-    assert "in one of the two places only" in told
+    assert "ordered by BatchSampler, SequentialSampler here, and were by BatchSampler, ResumableSampler" in told
     shared = ResumableSampler(Numbers(), num_replicas=2, rank=1)
     assert "2 processes share its samples here, and 1 did" in str(
         Position(DataLoader(Numbers(), BATCH, sampler=shared)).changed(saved)
@@ -307,18 +311,180 @@ def test_what_is_not_exact() -> None:
         ("generators", None, "generators"),
         ("began", {"rng": 1}, "beginning"),
         ("began", 7, "beginning"),
+        ("kinds", [1], "samplers"),
     ],
 )
 def test_foreign_states_are_refused(key: str, value: Any, problem: str) -> None:
     """What is no position is refused before anything is put back."""
-    position = Position(DataLoader(Numbers(), BATCH))
+    position = Position(DataLoader(Numbers(), BATCH, generator=seeded(1)))
     state = position.state_dict()
-    assert problem_of(state) is None
-    assert problem in str(problem_of({**state, key: value}))
+    assert position.problem(state) is None
+    assert problem in str(position.problem({**state, key: value}))
     with pytest.raises(ValueError, match=problem):
         position.load_state_dict({**state, key: value})
     assert "no position" in str(problem_of({}))
     assert "no position" in str(problem_of(None))
+
+
+def after(position: Position, loader: DataLoader[Any], make: Callable[[], DataLoader[Any]]) -> list[int]:
+    """Return what comes first in another loader that goes on from ``position``."""
+    other = make()
+    follower = Position(other)
+    follower.load_state_dict(pickle.loads(pickle.dumps(position.state_dict())))
+    return [int(number) for batch in other for number in batch.flatten()]
+
+
+def test_a_step_behind_the_last_batch() -> None:
+    """What was accumulated last is stepped with when the loader has come to its end: nothing of the epoch is left."""
+    loader = DataLoader(Numbers(), BATCH)
+    position = Position(loader)
+    for index, _ in enumerate(loader):
+        if index % 4 == 3:
+            position.mark()
+    assert position.state_dict()["batches"] == 4
+    position.mark()
+    assert after(position, loader, LOADERS["in order"]) == []
+    position.end_epoch()
+    assert after(position, loader, LOADERS["in order"]) == list(range(SAMPLES))
+
+
+class Generating(DataLoader[Any]):
+    """A loader whose own ``__iter__`` begins when its first batch is asked for."""
+
+    def __iter__(self) -> Any:
+        """Yield what torch's would."""
+        yield from super().__iter__()
+
+
+def test_a_loader_that_begins_late() -> None:
+    """What a loader does in an ``__iter__`` of its own is nobody's to know: it reads again, and that is named."""
+    loader = Generating(Numbers(), BATCH, shuffle=True)
+    torch.manual_seed(3)
+    position = Position(loader)
+    batches = [batch.flatten().tolist() for batch in loader]
+    torch.manual_seed(3)
+    for index, _ in enumerate(loader):
+        position.mark()
+        if index == 2:
+            break
+    assert after(position, loader, lambda: Generating(Numbers(), BATCH, shuffle=True)) == [
+        number for batch in batches[3:] for number in batch
+    ]
+    assert "Generating has an __iter__ of its own" in str(position.inexact)
+
+
+def test_workers_that_are_not_in_order() -> None:
+    """Where batches come in whatever order, nobody can tell what was trained on."""
+    loader: DataLoader[Any] = DataLoader(Numbers(), BATCH, num_workers=1, in_order=False)
+    assert "in_order=False" in str(Position(loader).inexact)
+
+
+def test_an_iteration_from_before_the_restore() -> None:
+    """It stays where it is, and that is named; the next goes on."""
+    loader = DataLoader(Numbers(), BATCH)
+    position = Position(loader)
+    batches = iter(loader)
+    next(batches)
+    position.mark()
+    saved = position.state_dict()
+    assert "begin another after restore()" in str(entries.changed(position, saved))
+    position.load_state_dict(saved)
+    assert entries.changed(position, saved) is None
+    assert next(iter(loader)).flatten().tolist() == [4, 5, 6, 7]
+
+
+def test_a_look_at_a_batch() -> None:
+    """To look at the first batch after a restore trains on nothing: it comes again."""
+    loader = DataLoader(Numbers(), BATCH)
+    position = Position(loader)
+    batches = iter(loader)
+    next(batches)
+    position.mark()
+    other = DataLoader(Numbers(), BATCH)
+    follower = Position(other)
+    follower.load_state_dict(position.state_dict())
+    for _ in range(2):
+        assert next(iter(other)).flatten().tolist() == [4, 5, 6, 7]
+    assert follower.state_dict() == position.state_dict()
+    for _ in other:
+        follower.mark()
+    assert len(list(other)) == 6
+
+
+def test_a_validation_amid_training() -> None:
+    """An iteration within another one: the outer one goes on to count."""
+    loader = DataLoader(Numbers(), BATCH)
+    position = Position(loader)
+    for index, _ in enumerate(loader):
+        position.mark()
+        if index == 1:
+            assert len(list(loader)) == 6
+        if index == 2:
+            break
+    assert position.state_dict()["batches"] == 3
+
+
+class Hidden(Sampler[int]):
+    """A sampler with a generator of its own, which draws from another that has one."""
+
+    def __init__(self) -> None:
+        self.inner = RandomSampler(Numbers(), generator=seeded(5))
+        self.own = random.Random(3)
+        self.numpy = np.random.default_rng(4)
+
+    def __iter__(self) -> Iterator[int]:
+        shift = self.own.randrange(SAMPLES) + int(self.numpy.integers(SAMPLES))
+        return iter([(index + shift) % SAMPLES for index in self.inner])
+
+    def __len__(self) -> int:
+        return SAMPLES
+
+
+def test_hidden_generators() -> None:
+    """The generators of samplers, of those within, and of the dataset are found and put back."""
+
+    def make() -> DataLoader[Any]:
+        dataset = Numbers()
+        dataset.generator = seeded(9)  # type: ignore[attr-defined]
+        return DataLoader(dataset, BATCH, sampler=Hidden())
+
+    whole = trained(make)
+    for stop in stops(whole, every=4):
+        assert trained(make, resumed=trained(make, stop)) == whole, stop
+
+
+def test_two_who_follow_one_loader() -> None:
+    """They follow it together."""
+    loader = DataLoader(Numbers(), BATCH)
+    first, second = follow(loader), follow(loader)
+    next(iter(loader))
+    assert first is second
+    del first, second
+    assert isinstance(follow(loader), Position)
+
+
+def test_a_loader_that_is_followed_can_be_sent_elsewhere() -> None:
+    """A pickle or a copy of it is a loader like any other."""
+    loader = DataLoader(Numbers(), BATCH)
+    position = Position(loader)
+    for other in (pickle.loads(pickle.dumps(loader)), copy.deepcopy(loader), copy.copy(loader)):
+        assert len(list(other)) == 6
+        assert other.batch_size == BATCH
+    assert position.state_dict()["batches"] == 0
+
+
+def test_other_arguments_are_named() -> None:
+    """Shuffled or not, with the last batch or without it; with no batches, each sample is one."""
+    saved = Position(DataLoader(Numbers(), BATCH, shuffle=True)).state_dict()
+    assert "SequentialSampler here" in str(Position(DataLoader(Numbers(), BATCH)).changed(saved))
+    dropping = DataLoader(Numbers(), BATCH, shuffle=True, drop_last=True)
+    assert "drop_last here" in str(Position(dropping).changed(saved))
+    loader = DataLoader(Numbers(), BATCH)
+    position = Position(loader)
+    batches = iter(loader)
+    next(batches)
+    position.mark()
+    assert after(position, loader, lambda: DataLoader(Numbers(), batch_size=None))[0] == BATCH
 
 
 def test_sampler_orders() -> None:

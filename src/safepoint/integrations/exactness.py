@@ -19,7 +19,8 @@ from safepoint.errors import CheckpointError
 from safepoint.integrations import loops, tally
 from safepoint.integrations.loops import Moment
 from safepoint.integrations.vanguard import vanguard
-from safepoint.loaders import Position, is_stateful, problem_of
+from safepoint.loaders import Position, problem_of
+from safepoint.passing import is_stateful
 from safepoint.randomness import has_rng_state, rng_state, set_rng_state
 
 KEY = "safepoint_resume"

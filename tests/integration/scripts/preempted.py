@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 import signal
 import sys
 import time
@@ -59,6 +60,13 @@ def chained(directory: Path) -> None:
     """Have a handler from before that notes."""
     signal.signal(signal.SIGTERM, lambda number, frame: print("chained", number, flush=True))
     train(directory)
+
+
+def dumping(directory: Path) -> None:
+    """Have a handler from before that is written in C, and of which Python knows nothing."""
+    with directory.with_suffix(".dump").open("w") as dump:
+        faulthandler.register(signal.SIGUSR1, dump, chain=False)
+        train(directory)
 
 
 def closing(directory: Path) -> None:
@@ -129,6 +137,7 @@ WAYS: dict[str, Callable[[Path], None]] = {
         with_cleaning,
         raising,
         chained,
+        dumping,
         closing,
         failing,
         slow,
