@@ -13,6 +13,8 @@ from typing import Any
 import pytest
 from models import FRAMEWORKS, OLD_TREESPEC, Framework, fit, loader, model, trainer
 
+from safepoint.integrations import loops
+
 pytestmark = OLD_TREESPEC
 
 
@@ -191,6 +193,18 @@ def test_loops_have_what_a_resume_goes_on_with(framework: Framework) -> None:
     for name in ("on_advance_end", "_num_ready_batches_reached", "update_lr_schedulers", "load_state_dict"):
         assert callable(getattr(loop, name))
     assert trainer(framework)._logger_connector._first_loop_iter is None
+
+
+def test_a_framework_with_other_loops_saves_and_resumes_as_ever(framework: Framework, tmp_path: Path) -> None:
+    """Where a name is missing, a warning says so, once, and nothing else changes."""
+    callback = framework.ModelCheckpoint(tmp_path, every_n_train_steps=1, save_top_k=-1)
+    strange = trainer(framework, callback, epochs=1)
+    assert loops.missing(strange) == []
+    del strange.fit_loop.epoch_loop._skip_next_val
+    assert loops.missing(strange) == ["fit_loop.epoch_loop._skip_next_val"]
+    with pytest.warns(match="has no fit_loop.epoch_loop._skip_next_val: to resume exactly"):
+        callback.setup(strange, model(framework), "fit")
+    callback.teardown(strange, model(framework), "fit")
 
 
 def test_strategy_is_shown_each_training_loader_before_it_is_iterated(framework: Framework) -> None:

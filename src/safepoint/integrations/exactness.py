@@ -45,6 +45,17 @@ class Exactness:
         self._unfollow: Callable[[], None] = _nothing
         self._vanguard: Any = None
 
+    @classmethod
+    def of(cls, trainer: Any, callback: type[Any], warn: Callable[[str], None]) -> Exactness | None:
+        """Return one for ``trainer``, ``None`` if its loops are not those that are known here, with a warning."""
+        if missing := loops.missing(trainer):
+            warn(
+                f"This version of the framework has no {missing[0]}: to resume exactly, a later Safepoint is needed. "
+                "Checkpoints are saved and resumed as the framework does it."
+            )
+            return None
+        return cls(callback, warn)
+
     # Which loaders there are.
 
     def follow(self, trainer: Any) -> None:

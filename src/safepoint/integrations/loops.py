@@ -11,9 +11,46 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Collection, Mapping
 from enum import StrEnum
+from operator import attrgetter
 from typing import Any
 
 _FIRST = "_safepoint_first"
+
+
+_NEEDED = (
+    "strategy.process_dataloader",
+    "_logger_connector._first_loop_iter",
+    "fit_loop.epoch_progress.current.processed",
+    "fit_loop.epoch_progress.total.reset_on_restart",
+    "fit_loop._combined_loader",
+    "fit_loop._data_fetcher",
+    "fit_loop._restart_stage",
+    "fit_loop._restarting",
+    "fit_loop._resuming_from_checkpoint",
+    "fit_loop.epoch_loop.batch_progress.current.reset_on_restart",
+    "fit_loop.epoch_loop.batch_progress.is_last_batch",
+    "fit_loop.epoch_loop.val_loop.batch_progress.is_last_batch",
+    "fit_loop.epoch_loop.val_loop._results",
+    "fit_loop.epoch_loop._results",
+    "fit_loop.epoch_loop._skip_next_val",
+    "fit_loop.epoch_loop._num_ready_batches_reached",
+    "fit_loop.epoch_loop.update_lr_schedulers",
+    "fit_loop.epoch_loop.on_advance_end",
+    "fit_loop.epoch_loop.load_state_dict",
+)
+
+
+def missing(trainer: Any) -> list[str]:
+    """Return what a resume needs of the framework and this version does not have."""
+
+    def is_there(name: str) -> bool:
+        try:
+            attrgetter(name)(trainer)
+        except AttributeError:
+            return False
+        return True
+
+    return [name for name in _NEEDED if not is_there(name)]
 
 
 class Moment(StrEnum):

@@ -153,8 +153,9 @@ class ModelCheckpointBody(Deciding):
         self._exchange = exchange
         if stage == "fit":
             if exchange.exactness is None:
-                exchange.exactness = Exactness(self.framework.callback, self.framework.warn)
-            exchange.exactness.follow(trainer)
+                exchange.exactness = Exactness.of(trainer, self.framework.callback, self.framework.warn)
+            if exchange.exactness is not None:
+                exchange.exactness.follow(trainer)
             self._exchange.claims.append(lambda path: resume.claim(self._runs, path, self.FILE_EXTENSION))
             with self._in_the_frameworks_words():
                 check_directory(directory, owner="dirpath")
