@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from safepoint.records import Progress
-from safepoint.report import Difference, RestoreReport
+from safepoint.report import Difference, RestoreReport, told_of_dtypes
 
 PATH = Path("/runs/a/x.ckpt")
 
@@ -70,6 +70,14 @@ def test_report_tells_thirty_parts_that_are_not_exact() -> None:
     """A file can say so of any number."""
     lines = str(RestoreReport(inexact={f"part {number}": "left out" for number in range(35)})).splitlines()
     assert lines[-2:] == ["  part 29: left out", "  and 5 more"]
+
+
+def test_dtypes_are_told_by_the_first() -> None:
+    """How many there are, and what the first is on either side; its key is kept in the line."""
+    one = ("a\nb", "torch.float16", "torch.float32")
+    told = "of another dtype here: float32 in the checkpoint, float16 here, first: a\\nb"
+    assert told_of_dtypes([one]) == f"1 tensor is {told}"
+    assert told_of_dtypes([one] * 1200) == f"1,200 tensors are {told}"
 
 
 def test_progress_is_a_sentence() -> None:
