@@ -166,6 +166,11 @@ def check_readable(manifest: Manifest) -> None:
         raise CaptureError(
             f"{max(counts)} metrics are more than the {METRICS_LIMIT} that a checkpoint holds: pass less."
         )
+    summary = Summary(**{name: getattr(manifest, name) for name in Summary.__struct_fields__})
+    try:
+        msgspec.json.decode(msgspec.json.encode(summary), type=Summary)
+    except _MALFORMED as error:
+        raise CaptureError(f"a checkpoint that says this of itself could not be read again: {error}.") from None
 
 
 def decode(data: bytes | memoryview) -> Manifest:

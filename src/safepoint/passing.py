@@ -8,6 +8,7 @@ batches for nothing. No data is loaded for these, unless nobody but the loader i
 from __future__ import annotations
 
 import functools
+import itertools
 import pickle
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -61,8 +62,8 @@ def begun_again(loader: DataLoader[Any], begin: Begin, began: Mapping[str, Any],
             set_rng_state(began["rng"])
             put_back(loader, began)
         fetches = isinstance(loader.dataset, IterableDataset) or passing.last is None  # no sampler was asked yet
-    for _ in range(batches if fetches else 0):
-        next(inner, None)
+    if fetches:
+        _drop(inner, batches)
     return inner
 
 
@@ -190,9 +191,14 @@ class _Drawing:
 
     def pass_over(self) -> None:
         """Draw what is passed over, now."""
-        while self._batches:
-            self._batches -= 1
-            next(self._indices, None)
+        _drop(self._indices, self._batches)
+        self._batches = 0
+
+
+def _drop(iterator: Iterator[Any], count: int) -> None:
+    """Take ``count`` from ``iterator``, or all that it has: a file may name any number."""
+    for _ in itertools.islice(iterator, count):
+        pass
 
 
 @functools.cache

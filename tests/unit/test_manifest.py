@@ -14,8 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from safepoint import manifest as manifests
-from safepoint.errors import NotACheckpointError
-from safepoint.manifest import Blob, HistoryEntry, Manifest, Position, Tensor, decode, encode
+from safepoint.errors import CaptureError, NotACheckpointError
+from safepoint.manifest import Blob, HistoryEntry, Manifest, Position, Tensor, check_readable, decode, encode
 from safepoint.records import Fate, Progress, Record
 
 DIGEST = "0123456789abcdef" * 2
@@ -273,3 +273,9 @@ def test_history_forgets_the_oldest_removed_only(monkeypatch: pytest.MonkeyPatch
         _fate(5, kept=False),
     )
     assert [entry.step for entry in manifests.encoded_history(fates, DIRECTORY)] == [1, 3, 4, 5]
+
+
+def test_manifest_that_nobody_could_read_is_not_written() -> None:
+    """A field of the wrong kind is found before it is on a disk."""
+    with pytest.raises(CaptureError, match="could not be read again"):
+        check_readable(_manifest(measured_at={"loss": -1}))

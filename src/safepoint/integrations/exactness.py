@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from safepoint.errors import CheckpointError
+from safepoint.errors import CheckpointError, in_line
 from safepoint.integrations import loops, tally
 from safepoint.integrations.loops import Moment
 from safepoint.integrations.vanguard import vanguard
@@ -41,6 +41,7 @@ class Exactness:
         self._saved: dict[str, Any] | None = None
         self._loops: dict[str, Any] = {}
         self._has_begun = False
+        self._has_data = False
         self._fetcher: Any = None
         self._unfollow: Callable[[], None] = _nothing
         self._vanguard: Any = None
@@ -67,6 +68,7 @@ class Exactness:
 
         def noting(loader: Any) -> Any:
             found = process(loader)
+            self._has_data = True
             if trainer.training and trainer.state.fn == "fit" and isinstance(found, DataLoader):
                 self._positions[id(found)] = Position(found)
             return found
@@ -91,19 +93,35 @@ class Exactness:
         """Put it into the trainer's ``checkpoint``, unless it is there; to be called on all ranks alike."""
         if KEY in checkpoint or trainer.state.fn != "fit":
             return
-        now = loops.moment(trainer)
-        own = {
-            "random": rng_state(),
-            "positions": self._places(trainer, checkpoint, now),
-            "tally": {} if now.begins_epoch else tally.tally(trainer),
-        }
+        now, own = loops.moment(trainer), None
+        try:
+            own = {
+                "random": rng_state(),
+                "positions": self._places(trainer, checkpoint, now),
+                "tally": {} if now.begins_epoch else tally.tally(trainer),
+            }
+        except (AttributeError, KeyError, TypeError) as error:  # of loops that are not quite those known here
+            self._tell(f"This checkpoint, and those that follow, cannot be resumed from exactly: {error}.")
+        ranks = _of_all_ranks(own, trainer)
+        if None in ranks.values():
+            return
         checkpoint[KEY] = {
             "moment": str(now),
-            "ranks": _of_all_ranks(own, trainer),
+            "ranks": ranks,
             "world_size": trainer.world_size,
             "metrics": {name: value for name, value in trainer.callback_metrics.items() if isinstance(value, Tensor)},
             "gradients": _gradients(trainer) if loops.accumulates(trainer, now) else {},
         }
+        self._tell_of_callbacks(trainer, now)
+
+    def _tell_of_callbacks(self, trainer: Any, then: Moment) -> None:
+        """Say which of the framework's callbacks does at an epoch's start what a resume within an epoch is without."""
+        names = {type(callback).__name__ for callback in trainer.callbacks}
+        if not then.begins_epoch and "StochasticWeightAveraging" in names:
+            self._tell(
+                "StochasticWeightAveraging sets its schedule and its averages at an epoch's start: a run that is "
+                "resumed from a checkpoint within an epoch does not go on exactly. Save at the ends of epochs."
+            )
 
     def _places(self, trainer: Any, checkpoint: Mapping[str, Any], now: Moment) -> list[dict[str, Any] | None]:
         """Return the position in each training loader, ``None`` for one that is no DataLoader."""
@@ -133,10 +151,11 @@ class Exactness:
             CheckpointError: that is not what ``add_to`` has put there.
 
         """
-        if KEY not in checkpoint or trainer.state.fn != "fit":
-            return
+        if KEY not in checkpoint or trainer.state.fn != "fit" or self._has_data:
+            return  # what a tuner of the framework's loads amid a fit is no resume
         saved = checkpoint[KEY]
-        if (problem := _problem_of(saved)) is not None:
+        problem = _problem_of(saved) or _problem_of_gradients(saved["gradients"], trainer.lightning_module)
+        if problem is not None:
             raise CheckpointError(f"the checkpoint's {KEY!r} entry is not what was saved there: {problem}.")
         self._saved, self._loops, self._has_begun = saved, checkpoint["loops"]["fit_loop"], False
         if self._vanguard is None:
@@ -173,6 +192,11 @@ class Exactness:
             if then is Moment.EPOCH:
                 trainer.callback_metrics.update(self._saved["metrics"])
                 loops.end_epoch(trainer, self._loops, then)
+            elif then is not Moment.BETWEEN:
+                self._tell(
+                    "There was nothing left to train. What was left of the epoch when the checkpoint was saved, such "
+                    "as its validation, is not made up."
+                )
             self._end_resuming(trainer)
 
     def _end_resuming(self, trainer: Any) -> None:
@@ -251,7 +275,7 @@ def _gradients(trainer: Any) -> dict[str, Tensor]:
     return {name: found.grad for name, found in module.named_parameters() if found.grad is not None}
 
 
-def _of_all_ranks(own: dict[str, Any], trainer: Any) -> dict[int, dict[str, Any]]:
+def _of_all_ranks(own: dict[str, Any] | None, trainer: Any) -> dict[int, dict[str, Any] | None]:
     """Return ``own`` of every rank; after an exception, of this one alone: the others may never come here."""
     group = torch.distributed
     if trainer.world_size == 1 or trainer.interrupted or not (group.is_available() and group.is_initialized()):
@@ -272,7 +296,21 @@ def _problem_of(saved: Any) -> str | None:
     for name in ("metrics", "gradients"):
         if not isinstance(saved[name], dict) or not all(isinstance(value, Tensor) for value in saved[name].values()):
             return f"its {name} are none"
+    if any(value.numel() != 1 for value in saved["metrics"].values()):
+        return "its metrics are no numbers"
     return next(filter(None, (_problem_of_rank(own, Moment(saved["moment"])) for own in saved["ranks"].values())), None)
+
+
+def _problem_of_gradients(gradients: Mapping[str, Tensor], module: torch.nn.Module) -> str | None:
+    for name, parameter in module.named_parameters():
+        found = gradients.get(name)
+        if found is not None and (found.shape, found.dtype, found.layout) != (
+            parameter.shape,
+            parameter.dtype,
+            parameter.layout,
+        ):
+            return f"the gradient of {in_line(name)} is of another shape or dtype"
+    return None
 
 
 def _problem_of_rank(own: Any, then: Moment) -> str | None:

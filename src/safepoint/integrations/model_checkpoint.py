@@ -182,6 +182,8 @@ class ModelCheckpointBody(Deciding):
         self._exchange.claims.clear()
         if self._exchange.exactness is not None:
             self._exchange.exactness.at_train_start(trainer)
+        if self._validated_at < 0:  # what was measured before the resume was, at its step at the latest
+            self._validated_at = trainer.global_step
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:  # noqa: ARG002
         """Save if ``every_n_train_steps`` or ``train_time_interval`` is due, or somebody asks for it."""

@@ -173,7 +173,7 @@ def believed(state: dict[str, Any], directory: Path, extension: str, resumed_fro
     ):
         raise CheckpointError("the checkpoint's best_k_models are none: it was not saved by a ModelCheckpoint.")
     inside = Path(os.path.realpath(directory))
-    run = None if resumed_from is None or resumed_from.parent != inside else _run_of(resumed_from)
+    run = None if resumed_from is None else _run_of(resumed_from)
 
     def is_its(name: object) -> bool:
         path = Path(name) if isinstance(name, str) else Path()

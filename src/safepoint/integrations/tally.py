@@ -101,7 +101,11 @@ def _is_logged(found: Any) -> bool:
     meta, metric = found["meta"], found.get("metric", 0)
     are_plain = all(type(value) in (str, bool, NoneType) for value in (*meta.values(), metric, found.get("synced")))
     is_whole = meta.keys() == set(_FIELDS) and found.get("reduction") in _REDUCTIONS and meta["on_epoch"] is True
-    return are_plain and is_whole and found["parts"].keys() <= set(_PARTS) and _are_tensors(found["parts"])
+    return are_plain and is_whole and found["parts"].keys() <= set(_PARTS) and _are_numbers(found["parts"])
+
+
+def _are_numbers(found: Mapping[Any, Any]) -> bool:
+    return all(isinstance(each, Tensor) and each.numel() == 1 for each in found.values())
 
 
 def _are_tensors(found: Mapping[Any, Any]) -> bool:
