@@ -49,7 +49,10 @@ class Value:
 
     def changed(self, saved: object) -> str | None:
         """Say that it was another when the checkpoint was saved, if it was."""
-        if saved == self.value or (saved != saved and self.value != self.value):  # noqa: PLR0124 - NaN
+        if not _is_plain(saved):
+            return f"it is {_shown(self.value)} here, and was a {type(saved).__name__}"
+        are_nan = saved != saved and self.value != self.value  # noqa: PLR0124
+        if type(saved) is type(self.value) and (are_nan or saved == self.value):
             return None
         return f"it is {_shown(self.value)} here, and was {_shown(saved)}; a value is compared only, a dict is put back"
 
@@ -81,7 +84,7 @@ class Tensor:
 
     def difference(self, saved: object) -> tuple[str, str, str] | None:
         """Return on which side it is what, if what was saved does not fit into it."""
-        if not isinstance(saved, torch.Tensor):
+        if not isinstance(saved, torch.Tensor) or saved.is_nested:
             return "", "tensor", type(saved).__name__
         here, there = (f"{each.dtype} {tuple(each.shape)}" for each in (self.tensor, saved))
         return None if here == there else ("", here, there)
@@ -181,8 +184,10 @@ def _adapted(name: str, target: Any) -> object:
 
 def _adapter(target: object) -> Callable[[Any], object] | None:
     """Return what makes of ``target`` something that speaks for itself, ``None`` if nothing does."""
+    if isinstance(target, DataLoader) and not issubclass(type(target), DataLoader):
+        return _itself if _speaks(target) else Stateless  # a wrapper that only says that it is one
     kinds: tuple[tuple[bool, Callable[[Any], object]], ...] = (
-        (issubclass(type(target), DataLoader), follow),  # some only say that they are one
+        (isinstance(target, DataLoader), follow),
         (isinstance(target, Stateful | dict | list), _itself),
         (isinstance(target, torch.Tensor), Tensor),
         (is_generator(target), Generator),
@@ -190,6 +195,14 @@ def _adapter(target: object) -> Callable[[Any], object] | None:
         (isinstance(target, Iterable), Stateless),
     )
     return next((make for is_one, make in kinds if is_one), None)
+
+
+def _speaks(target: Any) -> bool:
+    try:
+        target.state_dict()
+    except Exception:  # noqa: BLE001 - one without a state raises what it likes
+        return False
+    return callable(getattr(target, "load_state_dict", None))
 
 
 def _itself(target: object) -> object:
