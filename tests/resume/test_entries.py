@@ -111,22 +111,19 @@ class Steps:
 
 
 def test_what_has_no_state_is_named_once_at_a_save_and_at_each_restore(tmp_path: Path) -> None:
-    """A loader of one's own without a state is left out, and said to be; strict, it is an error before the first step."""
-    model = torch.nn.Linear(1, 1)
-    state = {"model": model, "loader": Steps()}
-    with (
-        make(tmp_path, state) as checkpointer,
-        pytest.warns(RuntimeWarning, match=r"will not go on exactly(.|\n)*loader: a Steps has no state_dict") as told,
-    ):
+    """A loader of one's own without a state is left out, and said to be; strict, it is an error from the start."""
+    state = {"model": torch.nn.Linear(1, 1), "loader": Steps()}
+    told = r"will not go on exactly(.|\n)*loader: a Steps has no state_dict"
+    with make(tmp_path, state) as checkpointer, pytest.warns(RuntimeWarning, match=told) as warned:
         checkpointer.step()
         checkpointer.step()
-    assert len(told) == 1
+    assert len(warned) == 1
     with make(tmp_path, state) as checkpointer, pytest.warns(RuntimeWarning, match="loader: a Steps has no state_dict"):
         report = checkpointer.restore().report
     assert set(report.inexact) == {"loader"}
-    with make(tmp_path / "fresh", state) as checkpointer:
-        with pytest.raises(safepoint.StateMismatchError, match="a Steps has no state_dict"):
-            checkpointer.restore(strict=True)
+    refused = pytest.raises(safepoint.StateMismatchError, match="a Steps has no state_dict")
+    with make(tmp_path / "fresh", state) as checkpointer, refused:
+        checkpointer.restore(strict=True)
 
 
 def test_loader_that_only_says_that_it_is_one(tmp_path: Path) -> None:
