@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import threading
 import time
 from pathlib import Path
@@ -87,6 +86,7 @@ def test_deferred_checkpoint_is_whole_in_the_fit_after_an_exception(
 
 def test_callbacks_that_share_a_pipeline_end_one_after_another(framework: Framework, tmp_path: Path) -> None:
     """Each saves what it is to on an exception, goes on in the next fit, and a late teardown() changes nothing."""
+    before = set(threading.enumerate())  # what other tests have left
     callbacks = [
         framework.ModelCheckpoint(tmp_path, f"{name}-{{step}}", every_n_train_steps=every, save_on_exception=True)
         for name, every in (("a", 2), ("b", 4))
@@ -97,5 +97,5 @@ def test_callbacks_that_share_a_pipeline_end_one_after_another(framework: Framew
     assert models.listing(tmp_path) == ["a-step=2.ckpt", "a-step=3.ckpt", "b-step=3.ckpt"]
     models.fit(framework, *callbacks, epochs=2)
     assert models.listing(tmp_path) == ["a-step=3.ckpt", "a-step=4.ckpt", "b-step=3.ckpt", "b-step=4.ckpt"]
-    gc.collect()  # what other tests have left
-    assert not [thread.name for thread in threading.enumerate() if thread.name.startswith("safepoint")]
+    new = set(threading.enumerate()) - before
+    assert not [thread.name for thread in new if thread.name.startswith("safepoint")]

@@ -53,10 +53,19 @@ def is_checkpoint(path: Path) -> bool:
 
 
 def _may_be_a_zip(path: Path) -> bool:
-    """Tell whether ``path`` begins or ends like a zip, or has lost its beginning: other kinds of checkpoints do not."""
+    """Tell whether ``path`` begins or ends like a zip, or has lost its beginning: other kinds of checkpoints do not.
+
+    So it is where the beginning has come to lie in the last block, or the end in the first.
+    """
     with _opened(path) as file:
-        head = file.read(4)
-        return b"PK\x03\x04".startswith(head) or not any(head) or zipfile.is_zipfile(file)
+        first = file.read(_BLOCK_BYTES)
+        file.seek(max(file.seek(0, os.SEEK_END) - _BLOCK_BYTES, 0))
+        last = file.read(_BLOCK_BYTES)
+        is_misplaced = b"PK\x03\x04" in last or b"PK\x05\x06" in first
+        return b"PK\x03\x04".startswith(first[:4]) or not any(first[:4]) or is_misplaced or zipfile.is_zipfile(file)
+
+
+_BLOCK_BYTES = 4096
 
 
 def instead_of(path: Path) -> str:
