@@ -8,6 +8,7 @@ import gc
 import os
 import resource
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -42,11 +43,20 @@ def written(directory: Path, chunks: list[Chunk], size_bytes: int) -> bytes:
     return (directory / "a.ckpt").read_bytes()
 
 
+def _settled() -> tuple[list[str], int]:
+    """Return what is open and running once what other tests have left is gone: threads take a moment to end."""
+    found = None
+    while found != (now := (_open_files(), threading.active_count())):
+        found = now
+        gc.collect()
+        time.sleep(0.1)
+    return now
+
+
 @pytest.fixture
 def nothing_left() -> Iterator[None]:
     """Assert that the test ends with the files and threads that it began with."""
-    gc.collect()  # what others left
-    before = _open_files(), threading.active_count()
+    before = _settled()
     yield
     gc.collect()  # a store holds its newest file
     assert (_open_files(), threading.active_count()) == before
