@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Sized
 from typing import Any
 
-import torch.distributed
 from torch.utils.data import DistributedSampler
 
 from safepoint.errors import ConfigurationError
+from safepoint.ranks import rank as own_rank
+from safepoint.ranks import world_size
 
 
 class ResumableSampler(DistributedSampler[Any]):
@@ -54,7 +55,7 @@ class ResumableSampler(DistributedSampler[Any]):
                 f"ResumableSampler(num_replicas={num_replicas}, rank={rank}): 0 <= rank < replicas."
             )
         self._chosen = None if num_replicas is None or rank is None else (num_replicas, rank)
-        replicas, own = self._chosen or _group()
+        replicas, own = self._chosen or (world_size(), own_rank())
         super().__init__(dataset, replicas, own, shuffle, seed, drop_last)  # type: ignore[arg-type]  # any sized one
 
     def __iter__(self) -> Iterator[int]:
@@ -93,14 +94,7 @@ class ResumableSampler(DistributedSampler[Any]):
 
     def _look_around(self) -> None:
         """Take the group as it is now: samplers are often made before the processes have found each other."""
-        self.num_replicas, self.rank = self._chosen or _group()
+        self.num_replicas, self.rank = self._chosen or (world_size(), own_rank())
         length = len(self.dataset)  # type: ignore[arg-type]
         self.num_samples = length // self.num_replicas if self.drop_last else -(-length // self.num_replicas)
         self.total_size = self.num_samples * self.num_replicas
-
-
-def _group() -> tuple[int, int]:
-    group = torch.distributed
-    if group.is_available() and group.is_initialized():
-        return group.get_world_size(), group.get_rank()
-    return 1, 0

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import torch
 from torch.utils.data import DataLoader
@@ -16,22 +16,12 @@ from torch.utils.data import DataLoader
 from safepoint.data import ResumableSampler
 from safepoint.errors import StateMismatchError, cause, in_line, shortened
 from safepoint.loaders import Position, follow
+from safepoint.passing import is_stateful
 from safepoint.randomness import Generator, is_generator
 
 BEGUN = "The objects in state= may hold parts of it by now: build them anew before you use them."
 _PLAIN = (bool, int, float, complex, str, bytes, type(None))
 _GIVE = "give an object with state_dict() and load_state_dict(), a DataLoader, a generator, a tensor, or plain values"
-
-
-@runtime_checkable
-class Stateful(Protocol):
-    """What can say what it is, and become it again."""
-
-    def state_dict(self) -> Any:
-        """Return the state."""
-
-    def load_state_dict(self, state: Any) -> Any:
-        """Become what ``state`` says."""
 
 
 class Value:
@@ -105,10 +95,10 @@ def positions(objects: Mapping[str, object]) -> tuple[Position, ...]:
     return tuple(target for target in objects.values() if isinstance(target, Position))
 
 
-def state_of(objects: Mapping[str, object]) -> dict[str, Any]:
+def state_of(objects: Mapping[str, Any]) -> dict[str, Any]:
     """Return what is saved of ``objects``."""
     return {
-        name: target.state_dict() if isinstance(target, Stateful) else target
+        name: target.state_dict() if is_stateful(target) else target
         for name, target in objects.items()
         if not isinstance(target, Stateless)
     }
@@ -188,7 +178,7 @@ def _adapter(target: object) -> Callable[[Any], object] | None:
         return _itself if _speaks(target) else Stateless  # a wrapper that only says that it is one
     kinds: tuple[tuple[bool, Callable[[Any], object]], ...] = (
         (isinstance(target, DataLoader), follow),
-        (isinstance(target, Stateful | dict | list), _itself),
+        (is_stateful(target) or isinstance(target, dict | list), _itself),
         (isinstance(target, torch.Tensor), Tensor),
         (is_generator(target), Generator),
         (_is_plain(target), Value),
@@ -211,7 +201,7 @@ def _itself(target: object) -> object:
 
 def _check_plain(name: str, target: dict[Any, Any] | list[Any]) -> None:
     for key, value in target.items() if isinstance(target, dict) else enumerate(target):
-        if isinstance(value, Stateful | DataLoader) and not isinstance(value, type):
+        if (is_stateful(value) or isinstance(value, DataLoader)) and not isinstance(value, type):
             raise StateMismatchError(
                 f"state[{name!r}] holds a {type(value).__name__} at {key!r}, which would be saved as an object and not "
                 f"be put back: give it an entry of its own, such as state={{'{name}_{key}': ...}}."

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import torch
-
 from safepoint.catalog import Catalog
 from safepoint.claim import told_of_the_living
 from safepoint.errors import warn
+from safepoint.ranks import rank, world_size
 from safepoint.run import Run
 
 
@@ -41,7 +40,7 @@ class Neighbours:
             return
         self._is_told_of_ranks = True
         warn(
-            f"rank {torch.distributed.get_rank()} of {torch.distributed.get_world_size()} saves into "
+            f"rank {rank()} of {world_size()} saves into "
             f"{self._run.directory}, too: every rank that does writes a run of its own. Call restore() on all ranks; "
             "step(), epoch_end() and save() on rank 0 only.",
             stacklevel=6,

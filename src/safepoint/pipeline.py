@@ -31,6 +31,7 @@ from safepoint.image import Layout, lay_out
 from safepoint.ledger import Ledger, Proposal
 from safepoint.manifest import FORMAT_VERSION, Blob, Manifest, Position, encoded_history
 from safepoint.progress import wait_and_show
+from safepoint.ranks import rank
 from safepoint.records import Fate, Metrics, Record, encoded_metrics
 from safepoint.sealing import Seal
 from safepoint.staging import RING_BYTES, Pool, Staged, StagedLive, Stager, ring
@@ -283,8 +284,7 @@ class Pipeline:
     @property
     def leads(self) -> bool:
         """Whether this process is the first of its group, the one that saves, or on its own."""
-        group = torch.distributed
-        return not (group.is_available() and group.is_initialized() and group.get_rank())
+        return rank() == 0
 
     def claim(self, path: Path) -> bool:
         """Hold the checkpoint at ``path`` until there is a newer one, unless another process does; return whether.

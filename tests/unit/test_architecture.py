@@ -117,7 +117,6 @@ TORCH = {
     "restore",
     "pipeline",
     "randomness",
-    "neighbours",
     "training_state",
     "integrations.exactness",
     "integrations.model_checkpoint",

@@ -93,8 +93,10 @@ class Exactness:
         """Put it into the trainer's ``checkpoint``, unless it is there; to be called on all ranks alike."""
         if KEY in checkpoint or trainer.state.fn != "fit":
             return
-        now, own = loops.moment(trainer), None
+        own = None
         try:
+            now = loops.moment(trainer)
+            gradients = _gradients(trainer) if loops.accumulates(trainer, now) else {}
             own = {
                 "random": rng_state(),
                 "positions": self._places(trainer, checkpoint, now),
@@ -110,7 +112,7 @@ class Exactness:
             "ranks": ranks,
             "world_size": trainer.world_size,
             "metrics": {name: value for name, value in trainer.callback_metrics.items() if isinstance(value, Tensor)},
-            "gradients": _gradients(trainer) if loops.accumulates(trainer, now) else {},
+            "gradients": gradients,
         }
         self._tell_of_callbacks(trainer, now)
 
