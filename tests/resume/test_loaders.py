@@ -418,7 +418,8 @@ def test_a_validation_amid_training() -> None:
     for index, _ in enumerate(loader):
         position.mark()
         if index == 1:
-            assert len(list(loader)) == 6
+            within = iter(loader)
+            assert len(list(within)) == 6  # and it is kept
         if index == 2:
             break
     assert position.state_dict()["batches"] == 3
@@ -470,7 +471,23 @@ def test_a_loader_that_is_followed_can_be_sent_elsewhere() -> None:
     for other in (pickle.loads(pickle.dumps(loader)), copy.deepcopy(loader), copy.copy(loader)):
         assert len(list(other)) == 6
         assert other.batch_size == BATCH
-    assert position.state_dict()["batches"] == 0
+    shared = copy.copy(loader)
+    vars(shared)["_safepoint_position"], shared.__class__ = vars(loader)["_safepoint_position"], type(loader)
+    batches = iter(shared)
+    next(batches)
+    assert position.state_dict()["batches"] == 0, "an iteration of another loader counts for none"
+
+
+def test_a_loop_that_never_ends_its_epochs() -> None:
+    """Resumed behind the last batch of an epoch, one iteration has nothing left, and the next is a whole epoch."""
+    loader = DataLoader(Numbers(), BATCH)
+    position = Position(loader)
+    for _ in loader:
+        position.mark()
+    other = DataLoader(Numbers(), BATCH)
+    follower = Position(other)
+    follower.load_state_dict(position.state_dict())
+    assert [len(list(other)) for _ in range(3)] == [0, 6, 6]
 
 
 def test_other_arguments_are_named() -> None:
