@@ -6,7 +6,14 @@ import gc
 import os
 import tempfile
 import threading
+from collections import Counter
 from pathlib import Path
+
+
+def left_since(before: tuple[list[str], list[str]]) -> list[str]:
+    """Return the files and threads that are there now and were not ``before``; what went meanwhile is no leak."""
+    new = [Counter(now) - Counter(then) for now, then in zip(held(), before, strict=True)]
+    return [name for names in new for name in names.elements()]
 
 
 def held() -> tuple[list[str], list[str]]:

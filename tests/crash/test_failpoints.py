@@ -14,7 +14,7 @@ import disks
 import pytest
 import scenarios
 from invariants import temporaries, whole_checkpoints
-from leaks import held
+from leaks import held, left_since
 from scenarios import LIVES, LOOP, Life
 
 from safepoint.stores.local import LocalStore
@@ -40,7 +40,7 @@ def lived(life: Life, directory: Path, disk: disks.CountedDisk) -> scenarios.Ses
     session = scenarios.Session(heal=heal)
     with disks.using(disk):
         life.live(directory, session)
-    assert held() == before
+    assert not left_since(before)
     return session
 
 
