@@ -42,18 +42,22 @@ def _same(here: Any, there: Any) -> bool:
     return bool(here == there)
 
 
+def _where_it_is(storage: Any, tag: str) -> Any:
+    return storage
+
+
 OPTIONS: list[dict[str, Any]] = [
     {},
     {"map_location": "cpu"},
     {"map_location": torch.device("cpu")},
     {"map_location": {"cpu": "cpu"}},
-    {"map_location": lambda storage, tag: storage},
+    {"map_location": _where_it_is},
     {"mmap": True},
     {"weights_only": False},
 ]
 
 
-@pytest.mark.parametrize("options", OPTIONS, ids=str)
+@pytest.mark.parametrize("options", OPTIONS, ids=lambda options: str(options).partition(" at 0x")[0])
 @pytest.mark.parametrize("clones", [False, True], ids=["maps", "clones"])
 def test_load_returns_what_torch_load_returns(
     tmp_path: Path, options: dict[str, Any], *, clones: bool, monkeypatch: pytest.MonkeyPatch
