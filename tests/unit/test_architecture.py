@@ -20,6 +20,7 @@ CORE_TESTS = Path(__file__).parents[1] / "core"
 LEVELS = (
     ("errors", "records", "report"),
     (
+        "contents",
         "manifest",
         "when",
         "keep",
@@ -54,7 +55,7 @@ LEVELS = (
         "requests",
         "workers",
     ),
-    ("frozen", "excluded", "sealing", "flaws"),
+    ("frozen", "excluded", "sealing", "flaws", "formats"),
     (
         "lighter",
         "deferral",
@@ -141,6 +142,7 @@ TORCH_FREE = (
     "reader",
     "manifest",
     "stores.local",
+    "formats",
     "cli",
     "cli.app",
     "cli.save_now",

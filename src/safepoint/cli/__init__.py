@@ -9,16 +9,30 @@ import importlib.util
 import io
 import sys
 
+UNUSABLE = 2
+"""The exit code for what cannot be looked at."""
+
 
 def main() -> None:
-    """Run the command line; say what to install if its libraries are missing."""
+    """Run the command line; say what to install if its libraries are missing.
+
+    What a command cannot do for the input that it got (an error of Safepoint's, or the system's) ends in one line.
+    """
     missing = [name for name in ("typer", "rich") if importlib.util.find_spec(name) is None]
     if missing:
         sys.stderr.write(f"safepoint: the command line needs {' and '.join(missing)}: pip install 'safepoint[cli]'\n")
-        sys.exit(2)
+        sys.exit(UNUSABLE)
     from safepoint.cli.app import app
+    from safepoint.errors import SafepointError, in_line
 
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a terminal may have no letters for a name
-    app()
+    try:
+        app()
+    except SafepointError as error:
+        sys.stderr.write(f"safepoint: {in_line(str(error))}\n")
+    except OSError as error:
+        subject = f"{error.filename}: " if error.filename else ""
+        sys.stderr.write(f"safepoint: {in_line(subject + (error.strerror or str(error)))}\n")
+    sys.exit(UNUSABLE)

@@ -17,6 +17,7 @@ import typer
 from safepoint.errors import in_line
 
 if TYPE_CHECKING:
+    from safepoint.cli.documents import Document
     from safepoint.records import Metrics
 
 PIPED_WIDTH = 250
@@ -32,6 +33,13 @@ def width() -> int:
 def line(text: str, colour: str | None = None, *, bold: bool | None = None, dim: bool | None = None) -> None:
     """Print one line to standard output, styled if that is a terminal and the user has not set ``NO_COLOR``."""
     typer.secho(in_line(text), fg=colour, bold=bold, dim=dim, color=False if os.environ.get("NO_COLOR") else None)
+
+
+def document(found: Document) -> None:
+    """Print a document as JSON, in one line, to standard output."""
+    import msgspec
+
+    typer.echo(msgspec.json.encode(found).decode())
 
 
 def fail(message: str) -> NoReturn:
