@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from safepoint.records import NO_METRICS, Metrics
+from safepoint.records import Metrics
 
 
 class Format(enum.StrEnum):
@@ -98,7 +98,7 @@ class Outline:
     time: float
     step: int | None = None
     epoch: int | None = None
-    metrics: Metrics = NO_METRICS
+    metrics: Metrics = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
