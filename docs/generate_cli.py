@@ -46,7 +46,10 @@ def kinds() -> list[type[documents.Document]]:
 def described() -> str:
     """Return what the documents are, as Markdown."""
     parts = [JSON]
-    parts += [f"### `{_name(kind)}`\n\n{inspect.getdoc(kind)}\n\n{_fields(kind)}\n" for kind in kinds()]
+    parts += [
+        f"### `{_name(kind)}`\n\n{(inspect.getdoc(kind) or '').replace('``', '`')}\n\n{_fields(kind)}\n"
+        for kind in kinds()
+    ]
     return "\n".join(parts)
 
 
