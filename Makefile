@@ -12,7 +12,7 @@ demo: $(VENV)/demo.stamp  ## train on real data, see what is kept and why, survi
 	$(BIN)/python examples/demo.py
 
 test: $(VENV)/dev.stamp  ## the whole test suite
-	$(BIN)/python -m pytest -m "not torture"
+	$(BIN)/python -m pytest -m "not torture" --numprocesses auto
 
 core: $(VENV)/dev.stamp  ## the decisions alone: pure, without torch, every branch covered
 	$(BIN)/python -m pytest tests/core -m "not torture" --cov --cov-config=tests/core/coverage.toml --cov-report=term-missing
