@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import typer
 
+from safepoint.cli.export import export
 from safepoint.cli.ls import ls
 from safepoint.cli.save_now import save_now
 from safepoint.cli.verify import verify
@@ -15,6 +16,7 @@ app = typer.Typer(
     add_completion=True,
     pretty_exceptions_enable=False,
 )
+app.command()(export)
 app.command()(ls)
 app.command()(save_now)
 app.command()(verify)
