@@ -36,7 +36,7 @@ _SCALARS = (type(None), bool, int, float, complex, str, bytes, Opaque)
 
 @dataclass(slots=True)
 class Node:
-    """A container, a tensor, or a plain value, which ``value`` tells in a few words.
+    """A container, a tensor, or a plain value: ``plain`` is that value, and ``value`` tells it in a few words.
 
     ``dtype`` and ``shape`` are those of every tensor in it, "" and ``None`` where they differ. ``tensors``,
     ``elements`` and ``size_bytes`` count what is in it; of elements that a tensor before has, too, only the tensor.
@@ -48,6 +48,7 @@ class Node:
     children: dict[str, Node] = field(default_factory=dict)
     tensor: Tensor | None = None
     value: str = ""
+    plain: Any = None
     dtype: str = ""
     shape: tuple[int, ...] | None = None
     note: str = ""
@@ -104,7 +105,7 @@ class _Growth:
             return Node(name, tensor=value)
         entries = _entries(value)
         if entries is None:
-            return Node(name, value=told(value))
+            return Node(name, value=told(value), plain=value)
         if (before := self._met.setdefault(id(value), path)) is not path:
             return Node(name, value=f"the same as {before or 'what it is in'}")
         if depth >= _DEEPEST:

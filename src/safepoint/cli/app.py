@@ -6,6 +6,7 @@ import typer
 
 from safepoint.cli.ls import ls
 from safepoint.cli.save_now import save_now
+from safepoint.cli.show import show
 from safepoint.cli.verify import verify
 
 app = typer.Typer(
@@ -17,4 +18,5 @@ app = typer.Typer(
 )
 app.command()(ls)
 app.command()(save_now)
+app.command()(show)
 app.command()(verify)

@@ -11,8 +11,8 @@ from itertools import islice
 from typing import NamedTuple
 
 from safepoint.anatomy import Node
+from safepoint.cli import output
 from safepoint.cli.columns import cells, folded, padded
-from safepoint.cli.output import size
 from safepoint.errors import in_line, shortened
 
 HEADINGS = ("dtype", "shape", "elements", "size", "digest")
@@ -47,7 +47,7 @@ class Row:
     next_lead: str
     title: str
     beside: tuple[str, ...] = ()
-    is_container: bool = False
+    is_heading: bool = False
 
 
 def rows(root: Node, *, depth: int | None = None, most: int | None = None, guides: Guides = DRAWN) -> list[Row]:
@@ -67,11 +67,11 @@ def lines(found: Sequence[Row], width: int) -> Iterator[tuple[str, Row]]:
 
     Columns are left out, then titles are folded; where that is not enough, what stands beside a title goes below it.
     """
-    headed = (Row("", "", "", HEADINGS), *found)
-    told = [row for row in headed if row.beside]
-    natural = [max(map(cells, column)) for column in zip(*(row.beside for row in told), strict=True)]
-    titles = max(cells(row.lead) + cells(row.title) for row in told)
-    for shown in _CHOICES:
+    headed = (Row("", "", "", HEADINGS, is_heading=True), *found)
+    counted = [row for row in headed if row.beside]
+    natural = [max(map(cells, column)) for column in zip(*(row.beside for row in counted), strict=True)]
+    titles = max(cells(row.lead) + cells(row.title) for row in counted)
+    for shown in _CHOICES if len(counted) > 1 else ():
         room = width - sum(len(_GAP) + natural[index] for index in shown)
         if room >= min(titles, _NARROWEST):
             widths = {index: natural[index] for index in shown}
@@ -113,9 +113,9 @@ def _row(node: Node, lead: str, next_lead: str) -> Row:
     if node.note:
         title += f" ({in_line(node.note)})"
     if not node.tensors:
-        return Row(lead, next_lead, title, is_container=True)
-    beside = (in_line(node.dtype), _shape(node), quantity(node.elements), size(node.size_bytes), _digest(node))
-    return Row(lead, next_lead, title, beside, is_container=bool(node.children))
+        return Row(lead, next_lead, title, is_heading=not lead)
+    beside = (in_line(node.dtype), _shape(node), quantity(node.elements), output.size(node.size_bytes), _digest(node))
+    return Row(lead, next_lead, title, beside, is_heading=not lead and bool(node.children))
 
 
 def _shape(node: Node) -> str:
