@@ -7,12 +7,11 @@ width of a line. A state can be hostile: deep, without end, or the same object o
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field, replace
-from itertools import groupby
+from itertools import groupby, islice
 from typing import Any
 
 from safepoint.contents import Opaque, Part, Storage, Tensor
@@ -30,7 +29,8 @@ _ALIKE_FROM = 8
 _NUMBERED = re.compile(r"(.*?)([0-9]{1,18})", re.DOTALL)
 _BITS = re.compile(r"(?:b?float|complex|q?u?int|bits)(\d+)")
 _BYTES = {"bool": 1, "float4_e2m1fn_x2": 1, "bits1x8": 1, "bits2x4": 1, "bits4x2": 1, "quint4x2": 1, "quint2x4": 1}
-_OPEN = {list: "[]", tuple: "()", set: "{}", frozenset: "{}", dict: "{}"}
+_BRACKETS: dict[type, tuple[str, str]] = {list: ("[", "]"), tuple: ("(", ")")}
+_INSIDE = "..."
 _SCALARS = (type(None), bool, int, float, complex, str, bytes, Opaque)
 
 
@@ -140,7 +140,7 @@ def _entries(value: Any) -> Iterable[tuple[Any, Any]] | None:
 
 
 def told(value: Any) -> str:
-    """Return a plain value, or a container of such, in a few words."""
+    """Return a plain value, or a container, in a few words: of containers in it, only that there are some."""
     if isinstance(value, Opaque):
         return f"<{shortened(value.name)}>"
     if isinstance(value, bytes):
@@ -151,8 +151,8 @@ def told(value: Any) -> str:
         return f"{value[:_LONGEST_VALUE]!r}... ({len(value)} characters)"
     if isinstance(value, _SCALARS):
         return repr(value)
-    opening, closing = _OPEN.get(type(value), "[]")
-    inner = [told(each) for _, each in zip(range(_MOST_VALUES), value, strict=False)]
+    opening, closing = _BRACKETS.get(type(value), ("{", "}"))
+    inner = [told(each) if isinstance(each, _SCALARS) else _INSIDE for each in islice(value, _MOST_VALUES)]
     more = f", ... {len(value)} of them" if len(value) > _MOST_VALUES else ""
     return f"{opening}{', '.join(inner)}{more}{closing}"
 
@@ -219,8 +219,8 @@ class _Folding:
     def _folded(self, node: Node) -> tuple[Node, int, int]:
         """Return the node with what is in it folded, and its two numbers."""
         if not node.children:
-            alike = (node.tensor is not None, node.dtype, node.note, node.value)
-            return node, self._number((*alike, node.shape)), self._number(alike)
+            kind = (node.tensor is not None, node.dtype, node.note, node.value)
+            return node, self._number((*kind, node.shape)), self._number(kind)
         children = [self._folded(child) for child in node.children.values()]
         same = self._number(("same", *((child.name, same) for child, same, _ in children)))
         alike = self._number(("alike", *((child.name, alike) for child, _, alike in children)))

@@ -48,7 +48,9 @@ class Overview:
 
         """
         if path.is_dir() and not is_checkpoint(path, os.listdir(path)):
-            raise CheckpointError(f"{path} is a directory, and no checkpoint itself: list it with 'safepoint ls {path}'.")
+            raise CheckpointError(
+                f"{path} is a directory, and no checkpoint itself: list it with 'safepoint ls {path}'."
+            )
         (entry,) = Survey.of(path).entries
         contents = formats.contents(path)
         is_ours = contents.outline.format is Format.SAFEPOINT

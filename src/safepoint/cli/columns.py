@@ -89,9 +89,7 @@ def _chopped(word: str, width: int) -> list[str]:
 
 
 def _line(columns: Sequence[Column], row: Iterable[str], widths: Sequence[int]) -> str:
-    parts = (
-        padded(text, width, right=column.right) for column, text, width in zip(columns, row, widths, strict=True)
-    )
+    parts = (padded(text, width, right=column.right) for column, text, width in zip(columns, row, widths, strict=True))
     return _GAP.join(parts).rstrip()
 
 

@@ -102,8 +102,8 @@ class ShowRun(msgspec.Struct, frozen=True):
     ``reasons`` is why it was saved; ``kept`` whether its run keeps it, and ``why`` why or why not: ``null`` and "" for
     a copy or a link that somebody made. ``measured_at`` is the step of metrics that were measured at another one than
     its own. ``emergency`` is the class of the exception at which it was saved, ``flaw`` why its state is not to be gone
-    on from, ``inexact`` what is not gone on with exactly and why, ``excluded`` the digests of the frozen parameters that
-    were left out. ``stats`` is ``null`` where no later checkpoint tells.
+    on from, ``inexact`` what is not gone on with exactly and why, ``excluded`` the digests of the frozen parameters
+    that were left out. ``stats`` is ``null`` where no later checkpoint tells.
     """
 
     run: str
@@ -122,10 +122,10 @@ class ShowRun(msgspec.Struct, frozen=True):
 class Show(Document, frozen=True, tag="safepoint.show/1"):
     """One checkpoint.
 
-    ``format`` is ``safepoint``, ``lightning``, ``torch``, ``safetensors``, ``dcp`` or ``hugging-face``. ``time`` is when
-    its state was captured, or its file was modified where it does not tell; ``names`` how many names its file has.
-    ``step`` and ``epoch`` are ``null``, and ``metrics``, ``hyperparameters`` and ``producer`` (versions) empty, where it
-    does not tell. ``run`` is ``null`` for other programs'. ``entries`` are the parts of the state that have tensors;
+    ``format`` is ``safepoint``, ``lightning``, ``torch``, ``safetensors``, ``dcp`` or ``hugging-face``. ``time`` is
+    when its state was captured, or its file was modified where it does not tell; ``names`` how many names its file has.
+    ``step`` and ``epoch`` are ``null``, and ``metrics``, ``hyperparameters`` and ``producer`` (versions) empty, where
+    it does not tell. ``run`` is ``null`` for other programs'. ``entries`` are the parts of the state that have tensors;
     ``tensors`` are all of them, in the order of the state, and ``values`` all else in it, by path. What JSON does not
     have (among hyperparameters and values) is told in words.
     """
@@ -144,3 +144,24 @@ class Show(Document, frozen=True, tag="safepoint.show/1"):
     entries: tuple[ShowEntry, ...]
     values: dict[str, Any]
     tensors: tuple[ShowTensor, ...]
+
+
+class Verified(msgspec.Struct, frozen=True):
+    """What came of checking a checkpoint: ``problems`` are what is damaged, or why it cannot be checked.
+
+    ``check`` is what was compared: ``digests`` (xxh3-128 of everything), ``crc-32`` (of each record), or ``structure``
+    (sizes and headers alone: there are no checksums); of a directory, what its weakest file allows; ``null`` if
+    nothing could be.
+    """
+
+    path: str
+    verdict: Literal["sound", "damaged", "not checkable"]
+    check: Literal["digests", "crc-32", "structure"] | None
+    problems: tuple[str, ...]
+
+
+class Verify(Document, frozen=True, tag="safepoint.verify/1"):
+    """Which checkpoints are sound: ``all_sound`` if every one of them is."""
+
+    checkpoints: tuple[Verified, ...]
+    all_sound: bool

@@ -5,8 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Iterator, Mapping
 
-from safepoint.cli import output
-from safepoint.cli.listed import why
+from safepoint.cli import listed, output
 from safepoint.cli.trees import quantity
 from safepoint.contents import Format
 from safepoint.manifest import Manifest
@@ -41,7 +40,7 @@ def told(overview: Overview, now: float) -> Iterator[tuple[str, str]]:
     names = f", the file has {overview.names} names" if overview.names > 1 else ""
     yield "size", f"{output.size(outline.size_bytes)}{names}"
     for part in overview.parts():
-        yield part.name, _counts(part)
+        yield "holds", f"{part.name}: {_counts(part)}"
     if overview.contents.producer:
         yield "written by", ", ".join(f"{name} {version}" for name, version in overview.contents.producer.items())
     if record is not None and record.stats is not None:
@@ -50,7 +49,7 @@ def told(overview: Overview, now: float) -> Iterator[tuple[str, str]]:
 
 def _of_the_run(overview: Overview, record: Record, manifest: Manifest) -> Iterator[tuple[str, str]]:
     yield "why saved", ", ".join(record.reasons)
-    yield "kept", why(overview.entry)
+    yield "kept", listed.why(overview.entry)
     if record.emergency:
         yield "emergency", f"saved at an exception: {record.emergency}"
     if record.flaw:
@@ -83,8 +82,8 @@ def _counts(part: Part) -> str:
 def _stats(stats: SaveStats) -> str:
     return (
         f"training held up {stats.stalled_s:.3f} s; staged after {stats.staged_s:.3f} s, written after "
-        f"{stats.written_s:.3f} s, durable after {stats.committed_s:.3f} s; {output.size(stats.written_bytes)} written, "
-        f"{stats.megabytes_per_s / 1e3:.2f} GB/s"
+        f"{stats.written_s:.3f} s, durable after {stats.committed_s:.3f} s; {output.size(stats.written_bytes)} written"
+        f", {stats.megabytes_per_s / 1e3:.2f} GB/s"
     )
 
 

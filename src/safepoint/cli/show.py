@@ -63,8 +63,10 @@ def _print_head(overview: Overview) -> None:
     output.line(str(overview.contents.outline.path), bold=True)
     told = [(in_line(shortened(label)), in_line(text)) for label, text in head.told(overview, time.time())]
     wide = min(max(cells(label) for label, _ in told), output.width() // 3)
+    before = ""
     for label, text in told:
-        labels = folded(label, wide)
+        labels = folded("" if label == before else label, wide)
+        before = label
         texts = folded(text, output.width() - wide - len(_GAP))
         for one, other in zip_longest(labels, texts, fillvalue=""):
             output.line(f"{padded(one, wide, right=False)}{_GAP}{other}".rstrip())

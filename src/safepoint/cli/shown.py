@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping
+from collections.abc import Set as AbstractSet
 from typing import Any
 
+import msgspec
+
 from safepoint import anatomy
+from safepoint.anatomy import Node
+from safepoint.cli import listed
 from safepoint.cli.documents import Show, ShowEntry, ShowPart, ShowRun, ShowStats, ShowTensor
 from safepoint.contents import Part, Tensor
 from safepoint.overview import Overview
 from safepoint.overview import Part as Entry
-from safepoint.records import Record, encoded_metrics
+from safepoint.records import Record, SaveStats, encoded_metrics
 
-_EXACT = 2**63
+_INTEGER_LIMIT = 2**63
 _DEEPEST = 100
+_BEFORE = "..."
+_PLACE = ("file", "offset", "strides", "digest", "crc")
 
 
 def document(overview: Overview) -> Show:
@@ -31,7 +37,7 @@ def document(overview: Overview) -> Show:
         metrics=encoded_metrics(outline.metrics),
         producer=dict(contents.producer),
         run=None if overview.entry.record is None else _run(overview, overview.entry.record),
-        hyperparameters=_Json().mapping(contents.hyperparameters, 0),
+        hyperparameters=_Plain().of(contents.hyperparameters) if contents.hyperparameters else {},
         entries=tuple(map(_entry, overview.parts())),
         values=dict(_values(overview.state, "")),
         tensors=tuple(map(_tensor, contents.tensors)),
@@ -45,7 +51,7 @@ def _run(overview: Overview, record: Record) -> ShowRun:
         reasons=record.reasons,
         pinned=record.pinned,
         kept=None if fate is None else fate.kept,
-        why=why(overview.entry),
+        why=listed.why(overview.entry),
         measured_at=dict(record.measured_at),
         emergency=record.emergency,
         flaw=record.flaw,
@@ -89,19 +95,34 @@ def _values(node: Node, path: str) -> Iterator[tuple[str, Any]]:
         if child.children:
             yield from _values(child, inner)
         elif child.tensor is None:
-            yield inner, child.value if child.plain is None else plain(child.plain)
+            yield inner, child.value if child.plain is None else _Plain().of(child.plain)
 
 
-def plain(value: Any, depth: int = 0) -> Any:
-    """Return ``value`` as JSON can hold it; what it has nothing for is told in words."""
-    if value is None or isinstance(value, bool | str):
-        return value
-    if isinstance(value, int) and -_INTEGER_LIMIT <= value < _INTEGER_LIMIT:
-        return value
-    if isinstance(value, float):
-        return encoded_metrics({"": value})[""]
-    if depth < _DEEPEST and isinstance(value, Mapping):
-        return {key if isinstance(key, str) else anatomy.told(key): plain(inner, depth + 1) for key, inner in value.items()}
-    if depth < _DEEPEST and isinstance(value, list | tuple | Set):
-        return [plain(inner, depth + 1) for inner in value]
-    return anatomy.told(value)
+class _Plain:
+    """Makes values such that JSON can hold them, told in words where it has nothing for them.
+
+    A container that was met before is not gone into again: a state can be made to hold the same without end.
+    """
+
+    def __init__(self) -> None:
+        self._met: set[int] = set()
+
+    def of(self, value: Any, depth: int = 0) -> Any:
+        if isinstance(value, Mapping | list | tuple | AbstractSet) and value:
+            return self._of_container(value, depth)
+        is_there = value is None or isinstance(value, bool | str)
+        if is_there or (isinstance(value, int) and -_INTEGER_LIMIT <= value < _INTEGER_LIMIT):
+            return value
+        return encoded_metrics({"": value})[""] if isinstance(value, float) else anatomy.told(value)
+
+    def _of_container(self, value: Any, depth: int) -> Any:
+        if id(value) in self._met or depth > _DEEPEST:
+            return _BEFORE
+        self._met.add(id(value))
+        if isinstance(value, Mapping):
+            return {_key(key): self.of(inner, depth + 1) for key, inner in value.items()}
+        return [self.of(inner, depth + 1) for inner in value]
+
+
+def _key(key: Any) -> str:
+    return key if isinstance(key, str) else anatomy.told(key)
