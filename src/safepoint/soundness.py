@@ -21,8 +21,8 @@ from safepoint.errors import NotACheckpointError
 if TYPE_CHECKING:
     from concurrent.futures import Future
 
-OnBytes = Callable[[int], None]
-"""Is told, from any thread, how many bytes more have been looked at; what it raises ends the check."""
+OnBytes = Callable[[int], object]
+"""Is told how many bytes more have been looked at; what it raises ends the check."""
 
 _REFUSED = (errno.EACCES, errno.EPERM)
 _TICK_S = 0.1
@@ -75,10 +75,10 @@ def size_of(path: Path) -> int:
         return 0
 
 
-def check_all(paths: Sequence[Path], jobs: int, on_progress: OnBytes | None = None) -> Generator[Finding | None]:
+def check_all(paths: Sequence[Path], jobs: int, on_bytes: OnBytes | None = None) -> Generator[Finding | None]:
     """Yield what was found of each of ``paths``, in their order, ``None`` for one that is gone; ``jobs`` at once.
 
-    ``on_progress`` is told from time to time how many bytes have been looked at in all, here, in the caller's thread.
+    ``on_bytes`` is told from time to time how many bytes more have been looked at, in the caller's thread.
     Whoever closes the iterator ends the checks that go on, without waiting for more than the piece they are at.
     """
     checks = _Checks(len(paths))
@@ -87,7 +87,7 @@ def check_all(paths: Sequence[Path], jobs: int, on_progress: OnBytes | None = No
         futures = [threads.submit(checks.check, index, path) for index, path in enumerate(paths)]
         for future in futures:
             while not _is_done(future):
-                (on_progress or _ignore)(sum(checks.done_bytes))
+                (on_bytes or _ignore)(checks.further_bytes())
             yield future.result()
     finally:
         checks.are_wanted = False
@@ -103,7 +103,13 @@ class _Checks:
 
     def __init__(self, count: int) -> None:
         self.done_bytes = [0] * count  # each changed by the one thread that looks at it
+        self.told_bytes = 0
         self.are_wanted = True
+
+    def further_bytes(self) -> int:
+        """Return how many bytes were looked at since this was asked the last time."""
+        before, self.told_bytes = self.told_bytes, sum(self.done_bytes)
+        return self.told_bytes - before
 
     def check(self, index: int, path: Path) -> Finding | None:
         """Check one; ``None`` if it is gone, or nobody wants to know any more."""

@@ -6,7 +6,6 @@ import contextlib
 import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -81,15 +80,18 @@ def _found(path: Path) -> Iterator[Path]:
 def _checked(paths: list[Path], jobs: int, *, is_silent: bool) -> list[Finding]:
     """Check ``paths``, print each as soon as it and those before it are done, and return what was found."""
     from safepoint import soundness
-    from safepoint.cli.bar import Bar
+    from safepoint.cli.bar import bar
 
     findings: list[Finding] = []
-    bar = Bar("verifying", sum(map(soundness.size_of, paths)))
-    with bar, contextlib.closing(soundness.check_all(paths, jobs, bar.show)) as checks:
+    total_bytes = sum(map(soundness.size_of, paths))
+    with (
+        bar("verifying", total_bytes) as advance,
+        contextlib.closing(soundness.check_all(paths, jobs, advance)) as checks,
+    ):
         for finding in filter(None, checks):  # None: a running job has removed it
             findings.append(finding)
             if not is_silent or finding.verdict == "not checkable":
-                bar.print(partial(_print, finding))
+                _print(finding)
     return findings
 
 
