@@ -27,7 +27,7 @@ def show(
     path: Annotated[Path, typer.Argument(metavar="FILE", help="A checkpoint.", show_default=False)],
     *,
     depth: Annotated[
-        int | None, typer.Option("--depth", metavar="N", min=0, help="How far down the tree of the state is shown.")
+        int | None, typer.Option("--depth", metavar="N", min=1, help="How far down the tree of the state is shown.")
     ] = None,
     full: Annotated[
         bool, typer.Option("--full", help="Show every tensor, those too that differ from others by a number only.")

@@ -53,7 +53,7 @@ class Row:
 def rows(root: Node, *, depth: int | None = None, most: int | None = None, guides: Guides = DRAWN) -> list[Row]:
     """Return the rows of what is in ``root``.
 
-    ``depth``: how far down containers are gone into; ``most``: how much of what is in one of them is told.
+    ``depth``: how many levels are told, 1 or more; ``most``: how much of what is in one of them is told.
     """
     found: list[Row] = []
     for child in root.children.values():
