@@ -7,6 +7,7 @@ import typer
 from safepoint.cli.export import export
 from safepoint.cli.ls import ls
 from safepoint.cli.save_now import save_now
+from safepoint.cli.show import show
 from safepoint.cli.verify import verify
 
 app = typer.Typer(
@@ -20,4 +21,5 @@ app = typer.Typer(
 app.command()(export)
 app.command()(ls)
 app.command()(save_now)
+app.command()(show)
 app.command()(verify)
