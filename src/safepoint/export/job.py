@@ -48,7 +48,8 @@ class Order:
 class Job:
     """A file that can be written. ``tensors`` are those in it, by name.
 
-    ``left_out``: under which paths there is what it has no place for. ``tied``: names that the file does not hold, each with the name under which their tensor is in it.
+    ``left_out``: under which paths there is what it has no place for. ``tied``: names under which it holds nothing,
+    each with the one under which their tensor is in it.
     """
 
     order: Order

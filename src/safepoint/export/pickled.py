@@ -44,7 +44,7 @@ class Place(NamedTuple):
 
 
 def refused(value: Any, path: str = "") -> Iterator[str]:
-    """Yield the paths of what ``pickled`` cannot write of ``value``: objects of other classes, as entries or as keys."""
+    """Yield the paths of what ``pickled`` cannot write of ``value``: objects of other classes, as entries or keys."""
     for key, entry in tree.entries(value):
         inner = tree.below(path, key)
         if _is_plain(key):
