@@ -14,6 +14,7 @@ app = typer.Typer(
     help="See what checkpoints there are, why they are kept, and whether they are sound.",
     no_args_is_help=True,
     add_completion=True,
+    rich_markup_mode="markdown",  # whose paragraphs are filled anew, as wide as the terminal is
     pretty_exceptions_enable=False,
 )
 app.command()(export)
