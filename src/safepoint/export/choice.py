@@ -67,8 +67,8 @@ def beginnings(path: str) -> Iterator[str]:
 def told_of(paths: Sequence[str], text: str) -> str:
     """Return which names there are: one that ``text`` may be a slip of, or the first parts of all."""
     literal = re.sub(r"[*?\[\]]+", "", text).strip(".")
-    beginnings = {part: None for path in paths[:_MOST_COMPARED] for part in beginnings(path)}
-    if near := nearest(literal, beginnings):
+    there = dict.fromkeys(part for path in paths[:_MOST_COMPARED] for part in beginnings(path))
+    if near := nearest(literal, there):
         return f"Did you mean {shortened(near[0])!r}?"
     firsts = list(dict.fromkeys(path.partition(".")[0] for path in paths))
     more = f" and {len(firsts) - _MOST_NAMED} more" if len(firsts) > _MOST_NAMED else ""
