@@ -47,8 +47,8 @@ class Export(Document, frozen=True, tag="safepoint.export/1"):
     """A file that was made: ``path``, of the checkpoint ``source``, of the kind ``to``, and what is in it.
 
     ``tied`` maps names under which the file holds nothing to those of the same tensor under which it does: such a name
-    is among ``tensors``, too. ``left_out`` are the paths of what was chosen and is no tensor, for which the file has no
-    place. ``overflowed`` are the paths of tensors with numbers too large for their new dtype.
+    is among ``tensors``, too. ``left_out`` are the paths below which what was chosen is no tensor, and has no place in
+    the file. ``overflowed`` are the paths of tensors with numbers too large for their new dtype.
     """
 
     path: str
