@@ -6,13 +6,13 @@ BIN := $(VENV)/bin
 CONSTRAINTS ?= constraints.txt
 PIP_INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --quiet --constraint $(CONSTRAINTS)
 
-.PHONY: demo test core torture bench lint types check clean
+.PHONY: demo test core torture bench docs lint types check clean
 
 demo: $(VENV)/demo.stamp  ## train on real data, see what is kept and why, survive a SIGKILL
 	$(BIN)/python examples/demo.py
 
 test: $(VENV)/dev.stamp  ## the whole test suite
-	$(BIN)/python -m pytest -m "not torture"
+	$(BIN)/python -m pytest -m "not torture" --numprocesses auto
 
 core: $(VENV)/dev.stamp  ## the decisions alone: pure, without torch, every branch covered
 	$(BIN)/python -m pytest tests/core -m "not torture" --cov --cov-config=tests/core/coverage.toml --cov-report=term-missing
@@ -22,6 +22,10 @@ torture: $(VENV)/dev.stamp  ## the long crash and size tests
 
 bench: $(VENV)/bench.stamp  ## what saves and restores cost, beside every peer and the machine's limits: benchmarks/RESULTS.md
 	$(BIN)/python benchmarks/run.py
+
+docs: $(VENV)/dev.stamp  ## the reference of the command line, and the README's pictures, made of the commands themselves
+	$(BIN)/python docs/generate_cli.py
+	$(BIN)/python docs/generate_pictures.py
 
 lint: $(VENV)/dev.stamp
 	$(BIN)/ruff check .

@@ -53,11 +53,16 @@ class Catalog:
 
         ``below``: in those below it, too.
         """
+        return cls.reading(directory, found_in(directory, extension, below=below))
+
+    @classmethod
+    def reading(cls, directory: Path, paths: list[Path]) -> Catalog:
+        """Read the manifests of the files at ``paths``, all of them in ``directory`` or below it."""
         manifests: dict[Path, Summary] = {}
         unreadable: dict[Path, str] = {}
         foreign: set[Path] = set()
         records: list[Record] = []
-        for path, size_bytes, told in _read_all(found_in(directory, extension, below=below)):
+        for path, size_bytes, told in _read_all(paths):
             if isinstance(told, Exception):
                 unreadable[path] = plain(str(told))
                 if isinstance(told, ForeignFileError):
@@ -66,9 +71,14 @@ class Catalog:
                 manifests[path] = told
                 records.append(told.record(path, size_bytes))
         records.sort(key=_age)
-        fates = _fates(records, directory)
-        complete = tuple(_with_what_came_later(record, fates.get(record.path)) for record in records)
+        complete, fates = _with_fates(records, directory)
         return cls(directory, complete, manifests, fates, unreadable, frozenset(foreign))
+
+    def part(self, directory: Path, records: Iterable[Record]) -> Catalog:
+        """Return what there is of ``records``, some of these, for ``directory``, into which their runs have saved."""
+        complete, fates = _with_fates(sorted(records, key=_age), directory)
+        manifests = {record.path: self.manifests[record.path] for record in complete}
+        return Catalog(directory, complete, manifests, fates, {}, frozenset())
 
     def latest(self) -> Record | None:
         """Return the record saved last."""
@@ -172,6 +182,12 @@ def _read(path: Path) -> _Reading | None:
         return None
     except (CheckpointError, OSError) as error:
         return _Reading(path, 0, error)
+
+
+def _with_fates(records: list[Record], directory: Path) -> tuple[tuple[Record, ...], dict[Path, Fate]]:
+    """Return ``records`` with what later ones tell of them, and their fates; as ``_fates`` does."""
+    fates = _fates(records, directory)
+    return tuple(_with_what_came_later(record, fates.get(record.path)) for record in records), fates
 
 
 def _fates(records: Iterable[Record], directory: Path) -> dict[Path, Fate]:

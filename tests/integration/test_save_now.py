@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from invariants import whole_checkpoints
 from loop import Training
@@ -18,6 +19,7 @@ from other_process import Other
 
 from safepoint import Checkpointer, keep, requests, when
 from safepoint.catalog import Catalog
+from safepoint.cli.documents import SaveNow
 from safepoint.requests import REQUEST_NAME, Requests
 
 SCRIPTS = Path(__file__).parent / "scripts"
@@ -257,3 +259,20 @@ def test_ranks_look_at_the_same_steps(tmp_path: Path) -> None:
     )
     assert process.returncode == 0, process.stderr
     assert [path.name for path in whole_checkpoints(tmp_path / "run")] == ["epoch=0-step=50.ckpt"]
+
+
+def test_command_answers_in_json(tmp_path: Path, begin: Callable[[Path], Other]) -> None:
+    """One document for each answer: asked, saved with its path, and not saved."""
+    begin(tmp_path)
+    while not Catalog.of(tmp_path).records:
+        time.sleep(0.05)
+    result = save_now("--json", "--wait", tmp_path)
+    found = msgspec.json.decode(result.stdout, type=SaveNow)
+    assert (result.returncode, found.answer, found.path) == (0, "saved", str(Catalog.of(tmp_path).records[-1].path))
+    result = save_now("--json", tmp_path)
+    found = msgspec.json.decode(result.stdout, type=SaveNow)
+    assert (result.returncode, found) == (0, SaveNow(str(tmp_path), "asked", None, "asked"))
+    (tmp_path / "empty").mkdir()
+    result = save_now("--json", "--wait", "--timeout", 1, tmp_path / "empty")
+    found = msgspec.json.decode(result.stdout, type=SaveNow)
+    assert (result.returncode, found.answer, found.path) == (1, "not-saved", None)

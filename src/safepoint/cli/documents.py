@@ -8,8 +8,25 @@ and ``"-inf"``; times are Unix seconds, sizes are bytes, and paths are as the co
 
 from __future__ import annotations
 
+from typing import Literal
+
 import msgspec
 
 
 class Document(msgspec.Struct, frozen=True, tag_field="schema"):
     """What every document is."""
+
+
+Answer = Literal["asked", "saved", "not-saved"]
+
+
+class SaveNow(Document, frozen=True, tag="safepoint.save-now/1"):
+    """What became of a request: ``path`` is the checkpoint that was made for it, once ``answer`` is ``"saved"``.
+
+    ``"not-saved"``: it was waited for in vain; ``told`` says so in words.
+    """
+
+    directory: str
+    answer: Answer
+    path: str | None
+    told: str

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -27,6 +27,7 @@ def save_now(
     timeout: Annotated[
         int, typer.Option("--timeout", metavar="SECONDS", min=1, help="How long --wait waits at most.")
     ] = TIMEOUT_S,
+    json: Annotated[bool, typer.Option("--json", help="Print a JSON document instead.")] = False,
 ) -> None:
     """Ask the job that saves into RUN to save at its next step, as 'touch RUN/.save-now' does; training goes on.
 
@@ -51,16 +52,30 @@ def save_now(
         requests.ask(directory)
     except OSError as error:
         output.fail(f"{directory / requests.REQUEST_NAME} cannot be made: {error.strerror or error}.")
-    if not own.records:
-        output.line(f"asked; whether a job is alive in {directory} shows with its first checkpoint")
-    elif not wait:
-        output.line("asked")
-    if wait:
-        output.line(str(_answer(directory, own, timeout)))
+    asked = "asked" if own.records else f"asked; whether a job is alive in {directory} shows with its first checkpoint"
+    if not (json or (wait and own.records)):
+        output.line(asked)
+    saved, told = _answer(directory, own, timeout) if wait else (None, asked)
+    if json:
+        _print_document(directory, saved, told, is_over=wait)
+    elif wait:
+        output.line(told, None if saved else "red")
+    if wait and not saved:
+        raise typer.Exit(NOT_SAVED)
 
 
-def _answer(directory: Path, before: Catalog, timeout_s: int) -> Path:
-    """Return the checkpoint that the request leads to, or fail once nobody is there to make one, or time is over."""
+def _print_document(directory: Path, saved: Path | None, told: str, *, is_over: bool) -> None:
+    from safepoint.cli.documents import Answer, SaveNow
+
+    answer: Answer = "saved" if saved else "not-saved" if is_over else "asked"
+    output.document(SaveNow(str(directory), answer, str(saved) if saved else None, told))
+
+
+def _answer(directory: Path, before: Catalog, timeout_s: int) -> tuple[Path | None, str]:
+    """Return the checkpoint that the request leads to, or ``None`` once nobody is there to make one, or time is over.
+
+    With it, what to say.
+    """
     from safepoint import requests
 
     known = {(record.path, record.time) for record in before.records}
@@ -71,17 +86,17 @@ def _answer(directory: Path, before: Catalog, timeout_s: int) -> Path:
         for record in reversed(catalog.records):
             is_new = (record.path, record.time) not in known
             if is_new and any(requests.REQUEST_NAME in reason for reason in record.reasons):
-                return record.path
+                return record.path, str(record.path)
         if was_alive and not is_alive and not _is_alive(_of_the_run(_read(directory))):
-            _end_without(directory, f"the job in {directory} has ended without it")
+            return None, _without(directory, f"the job in {directory} has ended without it")
         if is_over:
-            _end_without(directory, f"no checkpoint in {directory} after {timeout_s} s")
+            return None, _without(directory, f"no checkpoint in {directory} after {timeout_s} s")
         was_alive = was_alive or is_alive
         time.sleep(_LOOK_EVERY_S)
 
 
-def _end_without(directory: Path, told: str) -> NoReturn:
-    """Take the request back, tell it in a line, and end."""
+def _without(directory: Path, told: str) -> str:
+    """Take the request back, and return what to say."""
     from safepoint import requests
 
     try:
@@ -91,8 +106,7 @@ def _end_without(directory: Path, told: str) -> NoReturn:
             said = "the request was taken: the save is still being written, or has failed, as the job's output tells"
     except OSError as error:
         said = f"{directory / requests.REQUEST_NAME} cannot be removed: {error.strerror or error}"
-    output.line(f"{told}: {said}", "red")
-    raise typer.Exit(NOT_SAVED)
+    return f"{told}: {said}"
 
 
 def _read(directory: Path) -> Catalog:
