@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 from safepoint.page import words
 from safepoint.page.data import Checkpoint, Kind
+from safepoint.records import SaveStats
 
 Plotly = dict[str, Any]
 
@@ -34,6 +35,7 @@ _HOVER_LINES = 4
 _HOVER_METRICS = 8
 _HEIGHT_PX = 240
 _SPREAD_FOR_LOG = 1000
+_FEW_STEPS = 6
 _CLEAR = "rgba(0,0,0,0)"
 
 
@@ -92,7 +94,8 @@ def metric(name: str, metric_name: str, checkpoints: Sequence[Checkpoint]) -> Ch
     finite = [point.y for point in points if math.isfinite(point.y)]
     is_log = bool(finite) and min(finite) > 0 and max(finite) / min(finite) > _SPREAD_FOR_LOG
     drawn = layout(x="step", y="log" if is_log else "")
-    drawn["yaxis"] |= {"type": "log", "dtick": 1} if is_log else {}
+    drawn["xaxis"] |= _over_all(checkpoints)
+    drawn["yaxis"] |= {"type": "log", "dtick": 1} if is_log else {"showticklabels": bool(finite)}
     drawn["yaxis2"] = {"overlaying": "y", "range": [0, 1], "fixedrange": True, "visible": False}
     traces = (*_curves(points), *_markers(points, lambda point: _value(metric_name, point)), *_beyond(points))
     return Chart(name, words.text(metric_name), _about(points, finite), _legend(points), traces, drawn)
@@ -103,11 +106,11 @@ def timeline(name: str, checkpoints: Sequence[Checkpoint]) -> Chart:
     points = [
         Point(number, checkpoint, when, checkpoint.step or 0)
         for number, checkpoint in enumerate(checkpoints)
-        if (when := words.moment(checkpoint.time))
+        if (when := words.moment(checkpoint.time, "milliseconds"))
     ]
     drawn = layout(y="step")
     drawn["xaxis"] |= {"type": "date"}
-    traces = (*_curves(points), *_markers(points, lambda point: f"saved {point.x}"))
+    traces = (*_curves(points), *_markers(points, lambda point: f"saved {words.moment(point.checkpoint.time)}"))
     span = f", from {points[0].x} to {points[-1].x}" if points else ""
     about = f"The step of {len(points)} checkpoints against the time of their save{span}."
     return Chart(name, "When they were saved", about, _legend(points), traces, drawn)
@@ -117,50 +120,108 @@ def sizes(name: str, checkpoints: Sequence[Checkpoint]) -> Chart:
     """Return the chart of how large each checkpoint is, and how much of it had to be written."""
     told = [(number, found) for number, found in enumerate(checkpoints) if found.size_bytes]
     divisor, unit = _unit(max((found.size_bytes for _, found in told), default=0))
-    saves, numbers = [position + 1 for position in range(len(told))], [number for number, _ in told]
-    written = [found.stats.written_bytes if found.stats else None for _, found in told]
-    size_text = [f"{words.size(found.size_bytes)} in all" for _, found in told]
-    written_text = [f"{words.size(count)} written" if count is not None else "" for count in written]
-    whole = [found.size_bytes / divisor for _, found in told]
-    parts = [None if count is None else count / divisor for count in written]
-    traces = (
-        _bars(saves, whole, numbers, size_text, "--bar-back"),
-        _bars(saves, parts, numbers, written_text, "--run-1") | {"width": 0.5},
+    rows = [_Sized.of(found) for _, found in told]
+    parts = (
+        ("written", "--phase-1", [row.written for row in rows]),
+        ("shared with an earlier file", "--phase-3", [row.shared for row in rows]),
+        ("not told how much was written", "--bar-back", [row.untold for row in rows]),
     )
-    drawn = layout(x="checkpoint, in the order of saving", y=unit) | {"barmode": "overlay", "bargap": 0.15}
-    legend = (Key("square", "--bar-back", "size"), Key("square", "--run-1", "bytes written"))
-    about = f"Size and bytes written of {len(told)} checkpoints; the rest of a size is shared with an earlier file."
-    return Chart(name, "Sizes", about, legend, traces, drawn)
+    stack = _Stack([number for number, _ in told], [f"{words.size(found.size_bytes)} in all" for _, found in told])
+    drawn = [part for part in parts if any(part[2])]
+    traces = tuple(stack.bars(said, colour, values, divisor, words.size) for said, colour, values in drawn)
+    about = f"Size of {len(told)} checkpoints, and how much of it had to be written."
+    return Chart(name, "Sizes", about, _keys(drawn), traces, _stacked(unit))
+
+
+def stalls(name: str, checkpoints: Sequence[Checkpoint]) -> Chart:
+    """Return the chart of how long training was held up by each save."""
+    numbers, stats = _told_stats(checkpoints)
+    parts = [
+        ("copying the state", "--phase-1", [max(each.stalled_s - each.waited_s, 0) for each in stats]),
+        ("waiting for a free image", "--warn", [each.waited_s for each in stats]),
+    ]
+    divisor, unit = _time_unit(max((each.stalled_s for each in stats), default=0))
+    stack = _Stack(numbers, [f"training held up for {words.seconds(each.stalled_s)}" for each in stats])
+    drawn = [part for part in parts if any(value * 1000 >= 1 for value in part[2])] or parts[:1]
+    traces = tuple(stack.bars(said, colour, values, divisor, words.seconds) for said, colour, values in drawn)
+    about = f"For how long training was held up by each of {len(stats)} saves."
+    return Chart(name, "Training held up", about, _keys(drawn), traces, _stacked(unit))
 
 
 def times(name: str, checkpoints: Sequence[Checkpoint]) -> Chart:
-    """Return the chart of what each save took: until staged, written and durable, and how long training waited."""
-    told = [(number, found.stats) for number, found in enumerate(checkpoints) if found.stats is not None]
-    saves, numbers = [position + 1 for position in range(len(told))], [number for number, _ in told]
-    every = [stats for _, stats in told]
-    phases = (
-        ("staged", "--run-1", [stats.staged_s for stats in every]),
-        ("written", "--run-2", [max(stats.written_s - stats.staged_s, 0) for stats in every]),
-        ("made durable", "--run-3", [max(stats.committed_s - stats.written_s, 0) for stats in every]),
-    )
-    scale, unit = (1, "s") if max((stats.committed_s for stats in every), default=0) >= 1 else (1000, "ms")
-    bars = [
-        _bars(saves, [value * scale for value in values], numbers, [f"{said} in {words.seconds(v)}" for v in values], colour)
-        for said, colour, values in phases
+    """Return the chart of what each save took until it was staged, written, and durable."""
+    numbers, stats = _told_stats(checkpoints)
+    parts = [
+        ("staged", "--phase-1", [each.staged_s for each in stats]),
+        ("written", "--phase-2", [max(each.written_s - each.staged_s, 0) for each in stats]),
+        ("made durable", "--phase-3", [max(each.committed_s - each.written_s, 0) for each in stats]),
     ]
-    stalls = [stats.stalled_s for stats in every]
-    stalled = {
-        "type": "scatter",
-        "mode": "markers",
-        "x": saves,
-        "y": [value * scale for value in stalls],
-        "marker": {"symbol": "line-ew-open", "size": 10, "color": "--text", "line": {"width": 2.5}},
-    }
-    hover = _hover(numbers, [f"training stalled for {words.seconds(value)}" for value in stalls])
-    drawn = layout(x="checkpoint, in the order of saving", y=unit) | {"barmode": "stack", "bargap": 0.15}
-    legend = (Key("dash", "--text", "training stalled"), *(Key("square", colour, said) for said, colour, _ in phases))
-    about = f"What {len(told)} saves took until they were staged, written and durable, and for how long training stalled."
-    return Chart(name, "Stall and write times", about, legend, (*bars, stalled | hover), drawn)
+    divisor, unit = _time_unit(max((each.committed_s for each in stats), default=0))
+    stack = _Stack(numbers, [f"durable after {words.seconds(each.committed_s)}" for each in stats])
+    traces = tuple(stack.bars(said, colour, values, divisor, words.seconds) for said, colour, values in parts)
+    about = f"What {len(stats)} saves took until they were staged, written and durable."
+    return Chart(name, "Until durable", about, _keys(parts), traces, _stacked(unit))
+
+
+Part = tuple[str, str, Sequence[float]]
+"""A part of the bars of a chart: what it is called, its colour, and its height in each."""
+
+
+class _Sized(NamedTuple):
+    """The size of a checkpoint, in parts."""
+
+    written: int
+    shared: int
+    untold: int
+
+    @classmethod
+    def of(cls, checkpoint: Checkpoint) -> _Sized:
+        if checkpoint.stats is None:
+            return cls(0, 0, checkpoint.size_bytes)
+        written = min(checkpoint.stats.written_bytes, checkpoint.size_bytes)
+        return cls(written, checkpoint.size_bytes - written, 0)
+
+
+class _Stack(NamedTuple):
+    """Bars in the order of saving: the numbers of their checkpoints on the page, and what is said of each as a whole."""
+
+    numbers: Sequence[int]
+    said: Sequence[str]
+
+    def bars(
+        self, said: str, colour: str, values: Sequence[float], divisor: float, told: Callable[[Any], str]
+    ) -> Plotly:
+        """Return one part of the bars."""
+        text = [f"<b>{whole}</b><br>{said}: {told(value)}" for whole, value in zip(self.said, values, strict=True)]
+        return {
+            "type": "bar",
+            "name": said,
+            "x": list(range(1, len(values) + 1)),
+            "y": [value / divisor for value in values],
+            "marker": {"color": colour, "line": {"width": 0}},
+            **_hover(self.numbers, text),
+        }
+
+
+def _told_stats(checkpoints: Sequence[Checkpoint]) -> tuple[list[int], list[SaveStats]]:
+    told = [(number, found.stats) for number, found in enumerate(checkpoints) if found.stats is not None]
+    return [number for number, _ in told], [stats for _, stats in told]
+
+
+def _keys(parts: Iterable[Part]) -> tuple[Key, ...]:
+    return tuple(Key("square", colour, said) for said, colour, _ in parts)
+
+
+def _stacked(unit: str) -> Plotly:
+    return layout(x="saves, in order", y=unit) | {"barmode": "stack", "bargap": 0.2}
+
+
+def _over_all(checkpoints: Iterable[Checkpoint]) -> Plotly:
+    """Return the range of the steps: the same on all charts, so that they can be compared."""
+    steps = [checkpoint.step for checkpoint in checkpoints if checkpoint.step is not None]
+    low, high = min(steps, default=0), max(steps, default=0)
+    margin = max((high - low) * 0.03, 0.5)
+    return {"range": [low - margin, high + margin]} | ({"dtick": 1} if high - low < _FEW_STEPS else {})
 
 
 def _where(checkpoint: Checkpoint) -> Iterator[str]:
@@ -243,11 +304,6 @@ def _scatter(points: Sequence[Point], y: Sequence[float], marker: Plotly, said: 
     return drawn | _hover([point.number for point in points], [said(point) for point in points])
 
 
-def _bars(x: Sequence[int], y: Sequence[float | None], numbers: Sequence[int], text: Sequence[str], colour: str) -> Plotly:
-    drawn: Plotly = {"type": "bar", "x": list(x), "y": list(y), "marker": {"color": colour, "line": {"width": 0}}}
-    return drawn | _hover(numbers, text)
-
-
 def _hover(numbers: Sequence[int], text: Sequence[str]) -> Plotly:
     """Return what is said where one points: a text of its own, and the note of the checkpoint with that number."""
     return {"customdata": list(numbers), "said": list(text), "hoverinfo": "text"}
@@ -268,9 +324,9 @@ def _legend(points: Iterable[Point]) -> tuple[Key, ...]:
 
 def layout(*, x: str = "", y: str = "") -> Plotly:
     """Return what all charts have in common, with the titles of the axes."""
-    axis = {"gridcolor": "--line", "linecolor": "--line", "zeroline": False, "automargin": True, "ticks": ""}
+    axis = {"gridcolor": "--line", "linecolor": "--line", "zeroline": False, "ticks": ""}
     return {
-        "margin": {"l": 44, "r": 8, "t": 8, "b": 36},
+        "margin": {"l": 52, "r": 8, "t": 8, "b": 40},
         "showlegend": False,
         "hovermode": "closest",
         "paper_bgcolor": _CLEAR,
@@ -293,6 +349,10 @@ def _run_colour(position: int) -> str:
 
 def _finite(value: float) -> float | None:
     return value if math.isfinite(value) else None
+
+
+def _time_unit(longest_s: float) -> tuple[float, str]:
+    return (1, "s") if longest_s >= 1 else (1e-3, "ms")
 
 
 def _unit(size_bytes: int) -> tuple[int, str]:

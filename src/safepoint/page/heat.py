@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os.path
 from collections.abc import Iterator, Sequence
 
 from safepoint.page import words
@@ -35,10 +36,11 @@ def heat_map(name: str, drift: Drift, checkpoints: Sequence[Checkpoint]) -> Char
                       for layer, row in zip(drift.layers, drift.shares, strict=True)],
         "hoverinfo": "text",
     }
-    drawn = layout(x="step of the later checkpoint")
+    drawn = layout(x="step of the later of two")
     steps = [checkpoints[after].step for _, after in drift.pairs]
     drawn["xaxis"] |= _labelled([str(step) if step is not None else "" for step in steps])
     drawn["yaxis"] |= _labelled(_short(drift.layers)) | {"autorange": "reversed", "showgrid": False}
+    drawn["yaxis"]["automargin"] = True
     about = f"Relative change of {len(drift.layers)} layers between {len(drift.pairs)} pairs of successive checkpoints."
     legend = tuple(_legend(drift))
     height_px = _ROW_PX * len(drift.layers) + _AROUND_PX
@@ -69,6 +71,7 @@ def _colour_bar(low: int, high: int) -> Plotly:
         "yanchor": "bottom",
         "ypad": 12,
         "outlinewidth": 0,
+        "ticklabeloverflow": "allow",
         "tickvals": decades,
         "ticktext": [words.percent(10.0**decade) for decade in decades],
     }
@@ -124,9 +127,12 @@ def _labelled(labels: Sequence[str]) -> Plotly:
 
 
 def _short(layers: Sequence[str]) -> list[str]:
-    """Return the names of the layers without what all begin with, the ends of those that are long."""
-    first, last = min(layers, default=""), max(layers, default="")
-    same = next((i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), 0)
-    begin = first[:same].rfind(".") + 1
+    """Return the names of the layers, of long ones without what all begin with, and of very long ones the end."""
+    begin = _common(layers) if max(map(len, layers), default=0) > _LONGEST_LABEL else 0
     ends = (layer[begin:] for layer in layers)
-    return [safe(end if len(end) <= _LONGEST_LABEL else f"…{end[1 - _LONGEST_LABEL:]}") for end in ends]
+    return [safe(end if len(end) <= _LONGEST_LABEL else f"…{end[1 - _LONGEST_LABEL :]}") for end in ends]
+
+
+def _common(layers: Sequence[str]) -> int:
+    """Return how many characters the names have in common, up to a dot."""
+    return os.path.commonprefix(layers).rfind(".") + 1

@@ -35,6 +35,7 @@ def rendered(page: Page) -> str:
     saves = list(_saves(page))
     drift = heat_map("drift", page.drift, page.checkpoints) if page.drift and page.drift.pairs else None
     drawn = [*curves, *saves, *([drift] if drift else [])]
+    rows = [*enumerate(page.checkpoints)][::-1]
     plotly, script = get_plotlyjs(), _asset("page.js")
     return _environment().get_template("page.html").render(
         page=page,
@@ -51,7 +52,8 @@ def rendered(page: Page) -> str:
         costs=costs(page.checkpoints),
         extremes=list(_extremes(page, metrics)),
         metrics_left_out=max(len(metrics) - MOST_METRICS, 0),
-        rows=[*enumerate(page.checkpoints)][::-1],
+        kept=[row for row in rows if row[1].kept],
+        removed=[row for row in rows if not row[1].kept],
         at_once=_ROWS_AT_ONCE,
     )
 
@@ -62,6 +64,7 @@ def _saves(page: Page) -> Iterator[Chart]:
         yield charts.timeline("timeline", shown)
         yield charts.sizes("sizes", shown)
     if any(checkpoint.stats for checkpoint in shown):
+        yield charts.stalls("stalls", shown)
         yield charts.times("times", shown)
 
 

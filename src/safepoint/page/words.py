@@ -43,10 +43,10 @@ def seconds(duration_s: float) -> str:
     return f"{duration_s / _MINUTE_S:.3g} min" if duration_s < _HOUR_S else f"{duration_s / _HOUR_S:.3g} h"
 
 
-def moment(time: float) -> str:
+def moment(time: float, precision: str = "seconds") -> str:
     """Return a time in the clock of this machine, as a chart reads it, "" for one that no calendar has."""
     try:
-        return datetime.fromtimestamp(time).astimezone().strftime("%Y-%m-%d %H:%M:%S")
+        return datetime.fromtimestamp(time).isoformat(" ", precision)
     except (ValueError, OverflowError, OSError):
         return ""
 
