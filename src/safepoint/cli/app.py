@@ -6,6 +6,7 @@ import typer
 
 from safepoint.cli.export import export
 from safepoint.cli.ls import ls
+from safepoint.cli.report import report
 from safepoint.cli.save_now import save_now
 from safepoint.cli.verify import verify
 
@@ -19,5 +20,6 @@ app = typer.Typer(
 )
 app.command()(export)
 app.command()(ls)
+app.command()(report)
 app.command()(save_now)
 app.command()(verify)

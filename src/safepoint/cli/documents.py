@@ -57,3 +57,24 @@ class Export(Document, frozen=True, tag="safepoint.export/1"):
     tied: dict[str, str]
     left_out: tuple[str, ...]
     overflowed: tuple[str, ...]
+
+
+class Report(Document, frozen=True, tag="safepoint.report/1"):
+    """A page that was written: ``path``, of the run or runs in ``directory``.
+
+    ``kept`` checkpoints are on disk and ``removed`` were, of so many ``runs``; ``left_out`` of them are too many for
+    the page. ``unreadable`` files are called checkpoints and cannot be read as such. The drift is that of ``layers`` in
+    ``pairs`` of checkpoints, for which ``read_bytes`` of tensors were read.
+    """
+
+    path: str
+    directory: str
+    size_bytes: int
+    kept: int
+    removed: int
+    runs: int
+    left_out: int
+    unreadable: int
+    layers: int
+    pairs: int
+    read_bytes: int

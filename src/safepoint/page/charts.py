@@ -77,7 +77,9 @@ def safe(text: object) -> str:
 def note(checkpoint: Checkpoint) -> str:
     """Return what a chart says of a checkpoint when it is pointed at."""
     told = [f"<b>{safe(checkpoint.name)}</b>", *map(safe, _where(checkpoint))]
-    told += [f"{safe(name)} {words.number(value)}" for name, value in islice(checkpoint.metrics.items(), _HOVER_METRICS)]
+    told += [
+        f"{safe(name)} {words.number(value)}" for name, value in islice(checkpoint.metrics.items(), _HOVER_METRICS)
+    ]
     told += _wrapped(f"{'kept' if checkpoint.kept else 'removed'}: {checkpoint.why}")
     if checkpoint.reasons:
         told += _wrapped(f"saved: {', '.join(checkpoint.reasons)}")
@@ -183,7 +185,7 @@ class _Sized(NamedTuple):
 
 
 class _Stack(NamedTuple):
-    """Bars in the order of saving: the numbers of their checkpoints on the page, and what is said of each as a whole."""
+    """Bars in the order of saving: the numbers of their checkpoints on the page, and what is said of each whole."""
 
     numbers: Sequence[int]
     said: Sequence[str]
@@ -279,7 +281,9 @@ def _markers(points: Sequence[Point], said: Callable[[Point], str]) -> Iterator[
             "symbol": _SYMBOLS[kind],
             "size": 7 if kind is Kind.REMOVED else 9,
             "color": colours.get(kind) or [runs[point.checkpoint.run] for point in own],
-            "line": {"width": 1.5, "color": colours[kind]} if kind is Kind.REMOVED else {"width": 1, "color": "--ground"},
+            "line": {"width": 1.5, "color": colours[kind]}
+            if kind is Kind.REMOVED
+            else {"width": 1, "color": "--ground"},
         }
         yield _scatter(own, [point.y for point in own], marker, said) | {"name": kind.value}
 

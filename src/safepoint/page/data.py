@@ -30,7 +30,7 @@ class Checkpoint:
     """One checkpoint; ``None`` and 0 are what nothing tells of it.
 
     ``name`` is relative to the directory; ``run`` tells the runs of a directory apart; ``why`` is why it is kept or was
-    removed, ``reasons`` why it was saved; ``format`` is "" for Safepoint's own.
+    removed, ``reasons`` why it was saved.
     """
 
     name: str
@@ -46,7 +46,6 @@ class Checkpoint:
     reasons: tuple[str, ...] = ()
     emergency: str = ""
     pinned: bool = False
-    format: str = ""
     stats: SaveStats | None = None
 
     @property
@@ -101,8 +100,11 @@ def extremes(checkpoints: Sequence[Checkpoint], metric: str) -> Extremes | None:
     ]
     if not ranked:
         return None
-    by_value = {"key": lambda checkpoint: checkpoint.metrics[metric]}
-    return Extremes(metric, min(ranked, **by_value), max(ranked, **by_value))
+
+    def value(checkpoint: Checkpoint) -> float:
+        return checkpoint.metrics[metric]
+
+    return Extremes(metric, min(ranked, key=value), max(ranked, key=value))
 
 
 def costs(checkpoints: Iterable[Checkpoint]) -> Costs | None:

@@ -1,44 +1,45 @@
-"""How far the weights moved from one kept checkpoint to the next, layer by layer: the L2 norm of the change, relative.
+"""How far the weights moved from each kept checkpoint to the next, layer by layer, for as many pairs as are read.
 
-Reads tensors through ``values``, never more than a limit; those whose digests are equal are not read. What is left out
-is told. Knows no format and no page.
+Plans what is read, newest first, within limits, and says what is left out. What a change is, ``safepoint.drift`` knows;
+what did not change by its digests is not read. Knows no format and no chart.
 """
 
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import NamedTuple
 
+from safepoint.background import each
 from safepoint.contents import Contents, Tensor
+from safepoint.difference import Verdict
+from safepoint.difference import told as verdict_on
+from safepoint.drift import Drift, joined, layer, of
 from safepoint.errors import CheckpointError
+from safepoint.page import words
+from safepoint.pairing import Pair, paired
+from safepoint.values import are_numbers, item_bytes
 
 MOST_PAIRS = 24
 MOST_BYTES = 2 << 30
 MOST_LAYERS = 48
-_BLOCK_ELEMENTS = 1 << 20
-_FLOATING = re.compile(r"b?float\d|complex")
-_OF_AN_OPTIMIZER = re.compile(r"(^|\.)state\.\d+\.")
-_NO_WEIGHTS = ("optimizer", "optimizer_states", "callbacks", "loops", "lr_schedulers", "safepoint", "safepoint_resume")
+_DEEPEST = 16
+_FLOATING = ("float", "bfloat", "complex")
+_OPTIMIZERS_SLOT = ".state.*."
+_NO_WEIGHTS = ("optimizer_states", "callbacks", "loops", "lr_schedulers", "safepoint", "safepoint_resume")
 
-
-class Move(NamedTuple):
-    """How a tensor moved: the squared norm of what it was, and of the change, over the elements that were read."""
-
-    was: float
-    change: float
+Moves = Mapping[str, Drift]
+"""How far each tensor moved, by its path; those that did not, not at all."""
 
 
 @dataclass(frozen=True, slots=True)
-class Drift:
-    """The relative change of each layer (row) in each pair of checkpoints (column), given by their places.
+class Drifts:
+    """The relative change of each layer (row) in each pair of checkpoints (column), which are told by their places.
 
-    A share is ``None`` where the layer is not in both, 0 where nothing changed, NaN where one has no finite weights,
-    and infinite where it was zero before.
+    A share is ``None`` where the layer is not in both, 0 where nothing changed, infinite where it was zero before, and
+    NaN where numbers in it are not finite. ``notes`` say what is left out.
     """
 
     layers: tuple[str, ...]
@@ -48,72 +49,60 @@ class Drift:
     notes: tuple[str, ...]
 
 
-Moves = Mapping[str, Move]
-
-
-def drift_of(
+def drifts_of(
     paths: Sequence[Path],
     pairs: Sequence[tuple[int, int]],
     read: Callable[[Path], Contents],
     told: Callable[[int, int], None],
-) -> Drift:
+) -> Drifts:
     """Return the drift between ``pairs`` of ``paths``, oldest first, of which the newest are read within the limits.
 
-    ``told`` is called before each pair with how many are done, and how many there are.
+    ``told`` hears before each pair how many are done, and how many there are.
     """
     reading = _Reading(read)
-    wanted = list(pairs)[-MOST_PAIRS:]
-    moves: dict[tuple[int, int], Moves] = {}
+    wanted = pairs[-MOST_PAIRS:]
+    found: dict[tuple[int, int], Moves] = {}
     for done, (before, after) in enumerate(reversed(wanted)):
         told(done, len(wanted))
-        found = reading.moves(paths[before], paths[after])
-        if found is None:
+        moves = reading.moves(paths[before], paths[after])
+        if moves is None:
             break
-        if found:
-            moves[before, after] = found
-    shown = tuple(pair for pair in wanted if pair in moves)
-    layers = layers_of({path: None for pair in shown for path in moves[pair]})
-    shares = [_shares(layers, moves[pair]) for pair in shown]
-    rows = tuple(zip(*shares, strict=True)) if shares else ()
-    notes = (*_left_out(len(pairs), len(shown), reading), *reading.notes)
-    return Drift(tuple(layers), shown, rows, reading.read_bytes, notes)
+        if moves:
+            found[before, after] = moves
+    shown = tuple(pair for pair in wanted if pair in found)
+    layers = layers_of(path for pair in shown for path in found[pair])
+    columns = [[_share(found[pair], own) for own in layers.values()] for pair in shown]
+    rows = tuple(zip(*columns, strict=True))
+    return Drifts(tuple(layers), shown, rows, reading.read_bytes, (*_left_out(pairs, shown, reading), *reading.notes))
 
 
 def layers_of(paths: Iterable[str], most: int = MOST_LAYERS) -> dict[str, list[str]]:
-    """Return the tensors of each layer: of the container of each, cut to the depth at which there are at most ``most``.
+    """Return the paths of each layer, whose names are cut to the depth at which there are at most ``most``.
 
-    Of more on the uppermost level, the first stay.
+    Of more than that on the uppermost level, the first stay.
     """
-    containers = {path: path.split(".")[:-1] or [path] for path in paths}
-    deepest = max(map(len, containers.values()), default=1)
-    for depth in range(min(deepest, 16), 0, -1):
-        layers: dict[str, list[str]] = {}
-        for path, parts in containers.items():
+    names = {path: layer(path).split(".") for path in paths}
+    deepest = min(max(map(len, names.values()), default=1), _DEEPEST)
+    layers: dict[str, list[str]] = {}
+    for depth in range(deepest, 0, -1):
+        layers = {}
+        for path, parts in names.items():
             layers.setdefault(".".join(parts[:depth]), []).append(path)
         if len(layers) <= most:
-            return layers
+            break
     return dict(list(layers.items())[:most])
 
 
 def is_weight(tensor: Tensor) -> bool:
-    """Tell whether ``tensor`` may be a weight: floating-point, and not part of an optimizer's or a loop's state."""
-    if not _FLOATING.match(tensor.dtype) or not tensor.count or not tensor.parts:
-        return False
-    return tensor.path.partition(".")[0] not in _NO_WEIGHTS and not _OF_AN_OPTIMIZER.search(tensor.path)
-
-
-def is_known_unchanged(before: Tensor, after: Tensor) -> bool:
-    """Tell whether two tensors have the same elements as far as the digests of their storages say."""
-    return len(before.parts) == len(after.parts) and all(
-        bool(old.storage.digest)
-        and (old.storage.digest, old.storage.size_bytes) == (new.storage.digest, new.storage.size_bytes)
-        and (old.start, old.shape, old.offset, old.strides) == (new.start, new.shape, new.offset, new.strides)
-        for old, new in zip(before.parts, after.parts, strict=True)
-    )
+    """Tell whether ``tensor`` may be a weight: floating-point, and not part of an optimizer's or a trainer's state."""
+    is_number = tensor.dtype.startswith(_FLOATING) and are_numbers(tensor)
+    is_elsewhere = tensor.path.startswith(tuple(f"{name}." for name in _NO_WEIGHTS))
+    is_slot = _OPTIMIZERS_SLOT in f".{layer(tensor.path)}"
+    return is_number and bool(tensor.count and tensor.parts) and not is_elsewhere and not is_slot
 
 
 class _Reading:
-    """Reads pairs until the limit is reached; keeps what one checkpoint tells for the next pair, and what went wrong."""
+    """Reads pairs up to the limit, and remembers what was read, what was too much, and what could not be read."""
 
     def __init__(self, read: Callable[[Path], Contents]) -> None:
         self._read = read
@@ -123,78 +112,46 @@ class _Reading:
         self.notes: list[str] = []
 
     def moves(self, before: Path, after: Path) -> Moves | None:
-        """Return how the tensors moved; nothing where one cannot be read, ``None`` where it is too much to read."""
+        """Return how the weights moved: nothing where they cannot be read, ``None`` where it is too much to read."""
         try:
             newer = self._weights(after)
-            common = list(_common(self._weights(before), newer))
-            changed = [pair for pair in common if not is_known_unchanged(*pair)]
-            needed = sum(map(_bytes_of, changed))
-            if self.read_bytes + needed > MOST_BYTES:
-                self.refused_bytes = needed
+            alike = [pair for pair in paired(self._weights(before), newer).pairs if pair.a.shape == pair.b.shape]
+            changed = [pair for pair in alike if verdict_on(pair) is not Verdict.SAME]
+            needed_bytes = sum(tensor.count * item_bytes(tensor) for pair in changed for tensor in pair)
+            if self.read_bytes + needed_bytes > MOST_BYTES:
+                self.refused_bytes = needed_bytes
                 return None
-            self.read_bytes += needed
-            still = {old.path: Move(0.0, 0.0) for old, _ in common}
-            return still | {old.path: _move(old, new) for old, new in changed}
+            found = dict.fromkeys((pair.b.path for pair in alike), Drift())
+            found |= zip((pair.b.path for pair in changed), each("drift", _drift, changed), strict=True)
         except (CheckpointError, OSError) as error:
             self.notes.append(str(error))
             return {}
+        self.read_bytes += needed_bytes
+        return found
 
-    def _weights_at(self, path: Path) -> dict[str, Tensor]:
-        return {tensor.path: tensor for tensor in self._read(path).tensors if is_weight(tensor)}
-
-
-def _common(before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
-    for path, old in before.items():
-        new = after.get(path)
-        if new is not None and (old.dtype, old.shape) == (new.dtype, new.shape):
-            yield old, new
+    def _weights_at(self, path: Path) -> tuple[Tensor, ...]:
+        return tuple(filter(is_weight, self._read(path).tensors))
 
 
-def _bytes_of(pair: tuple[Tensor, Tensor]) -> int:
-    from safepoint.values import item_bytes
-
-    return 2 * pair[0].count * item_bytes(pair[0])
+def _drift(pair: Pair) -> Drift:
+    return of(pair.a, pair.b)
 
 
-def _move(before: Tensor, after: Tensor) -> Move:
-    import numpy as np
-
-    from safepoint.values import blocks, item_bytes
-
-    most_bytes = _BLOCK_ELEMENTS * item_bytes(before)
-    wide = np.complex128 if before.dtype.startswith("complex") else np.float64
-    was = change = 0.0
-    for old, new in zip(blocks(before, most_bytes), blocks(after, most_bytes), strict=True):
-        here, there = old.astype(wide), new.astype(wide)
-        with np.errstate(all="ignore"):
-            there -= here
-            was += float(np.vdot(here, here).real)
-            change += float(np.vdot(there, there).real)
-    return Move(was, change)
-
-
-def _shares(layers: Mapping[str, Sequence[str]], moves: Moves) -> list[float | None]:
-    return [_share([moves[path] for path in paths if path in moves]) for paths in layers.values()]
-
-
-def _share(moves: Sequence[Move]) -> float | None:
-    if not moves:
+def _share(moves: Moves, paths: Iterable[str]) -> float | None:
+    own = [moves[path] for path in paths if path in moves]
+    if not own:
         return None
-    was, change = sum(move.was for move in moves), sum(move.change for move in moves)
-    if not (math.isfinite(was) and math.isfinite(change)):
+    drift = joined(own)
+    if drift.measured < drift.elements:
         return math.nan
-    if not was:
-        return math.inf if change else 0.0
-    return math.sqrt(change / was)
+    return drift.relative or 0.0
 
 
-def _left_out(wanted: int, shown: int, reading: _Reading) -> Iterator[str]:
-    from safepoint.page import words
-
+def _left_out(pairs: Sequence[tuple[int, int]], shown: Sequence[tuple[int, int]], reading: _Reading) -> Iterator[str]:
     if reading.refused_bytes:
         yield (
-            f"{wanted - shown} of {wanted} pairs are left out: at most {words.size(MOST_BYTES)} are read, and the next pair "
-            f"has {words.size(reading.refused_bytes)}. 'safepoint diff --values A B' compares two of any size."
+            f"{len(pairs) - len(shown)} of {len(pairs)} pairs are left out: at most {words.size(MOST_BYTES)} are read, "
+            f"and the next has {words.size(reading.refused_bytes)}. 'safepoint diff --values A B' compares any two."
         )
-    elif wanted > MOST_PAIRS:
-        yield f"The newest {MOST_PAIRS} of {wanted} pairs are shown."
+    elif len(pairs) > MOST_PAIRS:
+        yield f"The newest {MOST_PAIRS} of {len(pairs)} pairs are shown."

@@ -7,16 +7,16 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 
 from safepoint import formats
 from safepoint.anatomy import folded, grown
-from safepoint.contents import Format
+from safepoint.contents import Format, Outline
 from safepoint.errors import CheckpointError
 from safepoint.page.data import MOST_CHECKPOINTS, Checkpoint
-from safepoint.page.drift import Drift, drift_of
+from safepoint.page.drift import Drifts, drifts_of
 from safepoint.page.tree import Row, rows_of
 from safepoint.records import Fate, Record
 from safepoint.survey import Entry, Survey, size_on_disk
@@ -58,18 +58,20 @@ class Page:
     runs: int
     disk_bytes: int
     newest: Newest | None
-    drift: Drift | None
+    drift: Drifts | None
     unreadable: dict[str, str]
 
 
-def page_of(directory: Path, *, drift: bool = True, told: Told = lambda done, of: None) -> Page:
-    """Return what the page of ``directory`` tells; ``told`` hears how many pairs of the drift are read, and of how many.
+def page_of(directory: Path, told: Told, *, drift: bool = True) -> Page:
+    """Return what the page of ``directory`` tells; ``told`` hears how many pairs of the drift are read, of how many.
 
     Raises:
         OSError: the directory is not there, or cannot be read.
 
     """
     survey = Survey.of(directory)
+    if any(entry.path == directory for entry in survey.entries):  # a checkpoint that is a directory
+        survey = replace(survey, directory=directory.parent)
     readable = [entry for entry in survey.entries if entry.outline is not None]
     found = _Directory(survey, readable)
     everything = sorted((*found.kept(), *found.removed()), key=_age)
@@ -107,21 +109,9 @@ class _Directory:
     def kept(self) -> Iterator[Checkpoint]:
         """Yield what is on disk."""
         for entry in self._entries:
-            outline, record = entry.outline, entry.record
-            if outline is None:
-                continue
-            common = {
-                "name": _name(entry.path, self._survey.directory),
-                "run": self._labels[_run_of(entry)],
-                "time": outline.time,
-                "kept": True,
-                "why": _why(entry),
-                "step": outline.step,
-                "epoch": outline.epoch,
-                "metrics": outline.metrics,
-                "size_bytes": outline.size_bytes,
-            }
-            yield Checkpoint(**common, **(_own(record) if record else {"format": _BY.get(outline.format, "")}))
+            if entry.outline is not None:
+                found = self._there(entry, entry.outline)
+                yield found if entry.record is None else _with_own(found, entry.record)
 
     def removed(self) -> Iterator[Checkpoint]:
         """Yield what was removed since, as the newest checkpoint of each run tells."""
@@ -131,6 +121,19 @@ class _Directory:
                 for fate in catalog.history(run):
                     if (fate.record.path, fate.record.time) not in there:
                         yield self._gone(fate, self._labels.get((directory, run), ""))
+
+    def _there(self, entry: Entry, outline: Outline) -> Checkpoint:
+        return Checkpoint(
+            name=_name(entry.path, self._survey.directory),
+            run=self._labels[_run_of(entry)],
+            time=outline.time,
+            kept=True,
+            why=_why(entry),
+            step=outline.step,
+            epoch=outline.epoch,
+            metrics=outline.metrics,
+            size_bytes=outline.size_bytes,
+        )
 
     def _gone(self, fate: Fate, run: str) -> Checkpoint:
         record = fate.record
@@ -163,15 +166,16 @@ def _run_of(entry: Entry) -> tuple[Path, str]:
     return entry.directory, entry.record.run if entry.record else ""
 
 
-def _own(record: Record) -> dict[str, object]:
-    """Return what only a checkpoint of Safepoint's tells."""
-    return {
-        "measured_at": record.measured_at,
-        "reasons": record.reasons,
-        "emergency": record.emergency,
-        "pinned": record.pinned,
-        "stats": record.stats,
-    }
+def _with_own(found: Checkpoint, record: Record) -> Checkpoint:
+    """Return ``found`` with what only a checkpoint of Safepoint's tells."""
+    return replace(
+        found,
+        measured_at=record.measured_at,
+        reasons=record.reasons,
+        emergency=record.emergency,
+        pinned=record.pinned,
+        stats=record.stats,
+    )
 
 
 def _why(entry: Entry) -> str:
@@ -197,7 +201,7 @@ def _newest(kept: Sequence[Checkpoint], directory: Path) -> Newest | None:
     return Newest(kept[-1], rows_of(folded(grown(contents.tree))))
 
 
-def _drift(shown: Sequence[Checkpoint], directory: Path, told: Told) -> Drift | None:
+def _drift(shown: Sequence[Checkpoint], directory: Path, told: Told) -> Drifts | None:
     by_run: dict[str, list[int]] = {}
     for place, checkpoint in enumerate(shown):
         if checkpoint.kept:
@@ -205,4 +209,4 @@ def _drift(shown: Sequence[Checkpoint], directory: Path, told: Told) -> Drift | 
     pairs = [pair for places in by_run.values() for pair in pairwise(places)]
     if not pairs:
         return None
-    return drift_of([directory / checkpoint.name for checkpoint in shown], pairs, formats.contents, told)
+    return drifts_of([directory / checkpoint.name for checkpoint in shown], pairs, formats.contents, told)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-import os.path
 from collections.abc import Iterator, Sequence
+from itertools import takewhile
 
 from safepoint.page import words
 from safepoint.page.charts import Chart, Key, Plotly, layout, safe
 from safepoint.page.data import Checkpoint
-from safepoint.page.drift import Drift
+from safepoint.page.drift import Drifts
 
 _ROW_PX = 20
 _AROUND_PX = 110
@@ -18,7 +18,7 @@ _LEAST, _MOST = -8, 4
 """The decades that are told apart: a change beyond looks like the last of them."""
 
 
-def heat_map(name: str, drift: Drift, checkpoints: Sequence[Checkpoint]) -> Chart:
+def heat_map(name: str, drift: Drifts, checkpoints: Sequence[Checkpoint]) -> Chart:
     """Return the heat map of ``drift``, whose pairs are places in ``checkpoints``; a row a layer, a column a pair."""
     logs = [[_log(share) for share in row] for row in drift.shares]
     finite = [value for row in logs for value in row if value is not None]
@@ -32,8 +32,10 @@ def heat_map(name: str, drift: Drift, checkpoints: Sequence[Checkpoint]) -> Char
         "ygap": 1,
         "colorscale": [[0, "--heat-1"], [0.5, "--heat-2"], [1, "--heat-3"]],
         "colorbar": _colour_bar(low, high),
-        "hovertext": [[_said(layer, share, pair, checkpoints) for share, pair in zip(row, drift.pairs, strict=True)]
-                      for layer, row in zip(drift.layers, drift.shares, strict=True)],
+        "hovertext": [
+            [_said(layer, share, pair, checkpoints) for share, pair in zip(row, drift.pairs, strict=True)]
+            for layer, row in zip(drift.layers, drift.shares, strict=True)
+        ],
         "hoverinfo": "text",
     }
     drawn = layout(x="step of the later of two")
@@ -77,7 +79,7 @@ def _colour_bar(low: int, high: int) -> Plotly:
     }
 
 
-def _marks(drift: Drift) -> Iterator[Plotly]:
+def _marks(drift: Drifts) -> Iterator[Plotly]:
     """Yield the signs on the cells that have no colour, though their layer is in both checkpoints."""
     marked = [
         (column, row, _mark(share))
@@ -105,7 +107,7 @@ def _mark(share: float | None) -> str:
     return "0→" if share else "="
 
 
-def _legend(drift: Drift) -> Iterator[Key]:
+def _legend(drift: Drifts) -> Iterator[Key]:
     marks = {_mark(share) for row in drift.shares for share in row}
     meanings = {"=": "unchanged", "0→": "was zero before", "NaN": "holds NaN or infinity"}
     yield from (Key(mark, "--muted", meaning) for mark, meaning in meanings.items() if mark in marks)
@@ -134,5 +136,7 @@ def _short(layers: Sequence[str]) -> list[str]:
 
 
 def _common(layers: Sequence[str]) -> int:
-    """Return how many characters the names have in common, up to a dot."""
-    return os.path.commonprefix(layers).rfind(".") + 1
+    """Return how many characters the names have in common, whole parts and the dots behind them."""
+    parts = [layer.split(".")[:-1] for layer in layers]
+    same = takewhile(lambda each: len(set(each)) == 1, zip(*parts, strict=False))
+    return sum(len(each[0]) + 1 for each in same)

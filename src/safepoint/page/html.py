@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
-from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
 from safepoint.page import charts, words
 from safepoint.page.charts import Chart
 from safepoint.page.data import MOST_METRICS, Extremes, costs, extremes, metrics_of
+from safepoint.page.file import SIGN
 from safepoint.page.gather import Page
 from safepoint.page.heat import heat_map
 
@@ -30,31 +30,37 @@ def rendered(page: Page) -> str:
     """Return the page as HTML."""
     metrics = metrics_of(page.checkpoints)
     curves = [
-        charts.metric(f"metric-{place}", metric, page.checkpoints) for place, metric in enumerate(metrics[:MOST_METRICS])
+        charts.metric(f"metric-{place}", metric, page.checkpoints)
+        for place, metric in enumerate(metrics[:MOST_METRICS])
     ]
     saves = list(_saves(page))
     drift = heat_map("drift", page.drift, page.checkpoints) if page.drift and page.drift.pairs else None
     drawn = [*curves, *saves, *([drift] if drift else [])]
     rows = [*enumerate(page.checkpoints)][::-1]
     plotly, script = get_plotlyjs(), _asset("page.js")
-    return _environment().get_template("page.html").render(
-        page=page,
-        title=words.text(page.directory.resolve().name or page.directory),
-        path=words.text(page.directory.resolve()),
-        policy=_policy(plotly, script),
-        style=Markup(_asset("page.css")),
-        plotly=Markup(plotly),
-        script=Markup(script),
-        data=_data(page, drawn),
-        curves=curves,
-        saves=saves,
-        drift=drift,
-        costs=costs(page.checkpoints),
-        extremes=list(_extremes(page, metrics)),
-        metrics_left_out=max(len(metrics) - MOST_METRICS, 0),
-        kept=[row for row in rows if row[1].kept],
-        removed=[row for row in rows if not row[1].kept],
-        at_once=_ROWS_AT_ONCE,
+    return (
+        _environment()
+        .get_template("page.html")
+        .render(
+            page=page,
+            title=words.text(page.directory.resolve().name or page.directory),
+            path=words.text(page.directory.resolve()),
+            sign=SIGN,
+            policy=_policy(plotly, script),
+            style=_asset("page.css"),
+            plotly=plotly,
+            script=script,
+            data=_data(page, drawn),
+            curves=curves,
+            saves=saves,
+            drift=drift,
+            costs=costs(page.checkpoints),
+            extremes=list(_extremes(page, metrics)),
+            metrics_left_out=max(len(metrics) - MOST_METRICS, 0),
+            kept=[row for row in rows if row[1].kept],
+            removed=[row for row in rows if not row[1].kept],
+            at_once=_ROWS_AT_ONCE,
+        )
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from datetime import datetime
+from datetime import UTC, datetime
 
 from safepoint.errors import in_line, shortened
 
@@ -46,7 +46,8 @@ def seconds(duration_s: float) -> str:
 def moment(time: float, precision: str = "seconds") -> str:
     """Return a time in the clock of this machine, as a chart reads it, "" for one that no calendar has."""
     try:
-        return datetime.fromtimestamp(time).isoformat(" ", precision)
+        local = datetime.fromtimestamp(time, UTC).astimezone()
+        return local.replace(tzinfo=None).isoformat(" ", precision)
     except (ValueError, OverflowError, OSError):
         return ""
 
