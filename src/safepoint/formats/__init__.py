@@ -23,6 +23,7 @@ _ZIP = b"PK\x03\x04"
 _LEGACY = b"\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19"
 _TAR = b"ustar"
 _TAR_AT = 257
+_SAFETENSORS = ".safetensors"
 
 
 def format_of(path: Path) -> Format:
@@ -69,7 +70,7 @@ def _reader(path: Path) -> ModuleType:
     descriptor = open_regular(path)
     try:
         head, size_bytes = os.pread(descriptor, _HEAD_BYTES, 0), os.fstat(descriptor).st_size
-        return _reader_of_file(descriptor, head, size_bytes)
+        return _reader_of_file(path, descriptor, head, size_bytes)
     finally:
         os.close(descriptor)
 
@@ -80,7 +81,7 @@ def _reader_of_directory(_: Path) -> ModuleType:
     )
 
 
-def _reader_of_file(descriptor: int, head: bytes, size_bytes: int) -> ModuleType:
+def _reader_of_file(path: Path, descriptor: int, head: bytes, size_bytes: int) -> ModuleType:
     if not size_bytes:
         raise NotACheckpointError("it is empty: never written, or the disk was full. Take another checkpoint")
     if head.startswith(_ZIP):
@@ -89,19 +90,28 @@ def _reader_of_file(descriptor: int, head: bytes, size_bytes: int) -> ModuleType
         from safepoint.formats import torch_file
 
         return torch_file
+    from safepoint.formats import safetensors
+
+    if path.suffix == _SAFETENSORS or safetensors.may_be_one(head):
+        return safetensors
+    raise NotACheckpointError(_foreign(head))
+
+
+def _foreign(head: bytes) -> str:
+    """Say what a file that begins with ``head`` is, as it is not read, and what to do."""
     if head[2:].startswith(_LEGACY):
-        raise NotACheckpointError(
+        return (
             "torch's format from before 1.6 (or _use_new_zipfile_serialization=False), which is not read here: where "
             "you trust it, load it with torch and save it again. 'safepoint scan' tells what it would import"
         )
     if head[_TAR_AT:].startswith(_TAR):
-        raise NotACheckpointError(
+        return (
             "a tar archive: torch's format from before 0.2, or none of torch's. Where you trust it, load it with "
             "torch and save it again"
         )
     if head.startswith(b"\x80"):
-        raise NotACheckpointError("a plain pickle, and no file of torch's: 'safepoint scan' tells what it would import")
-    raise NotACheckpointError("no checkpoint of any kind that is known here")
+        return "a plain pickle, and no file of torch's: 'safepoint scan' tells what it would import"
+    return "no checkpoint of any kind that is known here"
 
 
 def _is_of_safepoint(descriptor: int) -> bool:
