@@ -93,8 +93,7 @@ def pieces(tensor: Tensor, most_bytes: int = BLOCK_BYTES) -> Iterator[memoryview
         OSError: a file cannot be read.
 
     """
-    size = item_bytes(tensor)
-    _check(tensor, size)
+    size = check(tensor)
     shape, parts = _flattened(tensor)
     per_piece = max(most_bytes // size, 1)
     per_box = per_piece if len(shape) == 1 else max(per_piece, _STRIDED_BYTES // size)
@@ -150,8 +149,14 @@ class _Box:
         return math.prod(self.shape)
 
 
-def _check(tensor: Tensor, size: int) -> None:
-    """Refuse a tensor of which its file says what cannot be."""
+def check(tensor: Tensor) -> int:
+    """Return the size of an element; refuse a tensor that has no data, or of which its file says what cannot be.
+
+    Raises:
+        CheckpointError: says which, and why. Nothing has been read.
+
+    """
+    size = item_bytes(tensor)
     if not tensor.parts:
         raise _unreadable(tensor, tensor.note or "it has no data")
     if len(tensor.shape) > _MOST_DIMENSIONS or any(length < 0 for length in tensor.shape):
@@ -165,6 +170,7 @@ def _check(tensor: Tensor, size: int) -> None:
     stored = sum(storage.size_bytes for storage in {part.storage for part in tensor.parts})
     if tensor.count * size > max(stored, _ABSURD_BYTES):
         raise _unreadable(tensor, "it is absurdly large")
+    return size
 
 
 def _check_part(tensor: Tensor, part: Part, size: int) -> None:
@@ -186,13 +192,13 @@ def _span(shape: tuple[int, ...], strides: tuple[int, ...]) -> int:
 def _flattened(tensor: Tensor) -> tuple[tuple[int, ...], tuple[Part, ...]]:
     """Return its shape and parts; of one that lies in one piece, as of a tensor of one dimension."""
     first = tensor.parts[0]
-    if len(tensor.parts) == 1 and (not tensor.shape or _in_order(first.shape, first.strides)):
+    if len(tensor.parts) == 1 and (not tensor.shape or in_order(first.shape, first.strides)):
         count = tensor.count
         return (count,), (Part((0,), (count,), first.storage, first.offset, (1,)),)
     return tensor.shape, tensor.parts
 
 
-def _in_order(shape: tuple[int, ...], strides: tuple[int, ...]) -> bool:
+def in_order(shape: tuple[int, ...], strides: tuple[int, ...]) -> bool:
     """Tell whether elements lie one behind the other; the stride of a dimension of one tells nothing."""
     expected = 1
     for length, stride in zip(reversed(shape), reversed(strides), strict=True):
@@ -264,7 +270,7 @@ class _Source:
 def _gather(source: _Source, target: Array, offset: int, strides: tuple[int, ...]) -> None:
     """Read what lies close together in one go; part what does not, along the dimension of the widest stride."""
     size = target.itemsize
-    if target.flags.c_contiguous and _in_order(target.shape, strides):
+    if target.flags.c_contiguous and in_order(target.shape, strides):
         source.read(target.reshape(-1).view(np.uint8), offset * size)
         return
     axis = max((a for a in range(target.ndim) if target.shape[a] > 1), key=lambda a: strides[a])

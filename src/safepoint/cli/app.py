@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import typer
 
+from safepoint.cli.export import export
 from safepoint.cli.ls import ls
 from safepoint.cli.save_now import save_now
 from safepoint.cli.verify import verify
@@ -13,8 +14,10 @@ app = typer.Typer(
     help="See what checkpoints there are, why they are kept, and whether they are sound.",
     no_args_is_help=True,
     add_completion=True,
+    rich_markup_mode="markdown",  # whose paragraphs are filled anew, as wide as the terminal is
     pretty_exceptions_enable=False,
 )
+app.command()(export)
 app.command()(ls)
 app.command()(save_now)
 app.command()(verify)

@@ -111,3 +111,30 @@ class Latest(Document, frozen=True, tag="safepoint.latest/1"):
     """The newest checkpoint that can be gone on from; one with a ``flaw`` only if all have one."""
 
     checkpoint: Listed
+
+
+class ExportedTensor(msgspec.Struct, frozen=True):
+    """A tensor in a file that was made: its ``name`` there, its ``path`` in the checkpoint, its ``dtype`` there."""
+
+    name: str
+    path: str
+    dtype: str
+    shape: tuple[int, ...]
+
+
+class Export(Document, frozen=True, tag="safepoint.export/1"):
+    """A file that was made: ``path``, of the checkpoint ``source``, of the kind ``to``, and what is in it.
+
+    ``tied`` maps names under which the file holds nothing to those of the same tensor under which it does: such a name
+    is among ``tensors``, too. ``left_out`` are the paths of what was chosen and is no tensor, for which the file has no
+    place. ``overflowed`` are the paths of tensors with numbers too large for their new dtype.
+    """
+
+    path: str
+    source: str
+    to: Literal["safetensors", "torch", "weights"]
+    size_bytes: int
+    tensors: tuple[ExportedTensor, ...]
+    tied: dict[str, str]
+    left_out: tuple[str, ...]
+    overflowed: tuple[str, ...]
