@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import typer
 
+from safepoint.cli.best import best, latest
 from safepoint.cli.export import export
 from safepoint.cli.ls import ls
 from safepoint.cli.save_now import save_now
@@ -17,7 +18,9 @@ app = typer.Typer(
     rich_markup_mode="markdown",  # whose paragraphs are filled anew, as wide as the terminal is
     pretty_exceptions_enable=False,
 )
+app.command()(best)
 app.command()(export)
+app.command()(latest)
 app.command()(ls)
 app.command()(save_now)
 app.command()(verify)

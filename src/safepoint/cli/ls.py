@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from safepoint.cli import output
+from safepoint.cli.completion import orders
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -28,7 +29,12 @@ def ls(
     *,
     sort: Annotated[
         str | None,
-        typer.Option("--sort", metavar="KEY", help="By name, step, epoch, time, size, or a metric; not by directory."),
+        typer.Option(
+            "--sort",
+            metavar="KEY",
+            help="By name, step, epoch, time, size, or a metric; not by directory.",
+            autocompletion=orders,
+        ),
     ] = None,
     reverse: Annotated[bool, typer.Option("--reverse", help="The greatest first.")] = False,
     filters: Annotated[

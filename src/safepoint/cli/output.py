@@ -47,9 +47,14 @@ def document(found: Document) -> None:
         typer.echo(json.dumps(msgspec.to_builtins(found)))
 
 
+def note(message: str) -> None:
+    """Print one line to standard error, and go on."""
+    typer.echo(in_line(f"safepoint: {message}"), err=True)
+
+
 def fail(message: str) -> NoReturn:
     """Print one line to standard error and end with exit code 2."""
-    typer.echo(in_line(f"safepoint: {message}"), err=True)
+    note(message)
     raise typer.Exit(UNUSABLE)
 
 
