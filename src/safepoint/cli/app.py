@@ -7,7 +7,9 @@ import typer
 from safepoint.cli.best import best, latest
 from safepoint.cli.export import export
 from safepoint.cli.ls import ls
+from safepoint.cli.report import report
 from safepoint.cli.save_now import save_now
+from safepoint.cli.show import show
 from safepoint.cli.verify import verify
 
 app = typer.Typer(
@@ -22,5 +24,7 @@ app.command()(best)
 app.command()(export)
 app.command()(latest)
 app.command()(ls)
+app.command()(report)
 app.command()(save_now)
+app.command()(show)
 app.command()(verify)
