@@ -59,6 +59,8 @@ class Export(Document, frozen=True, tag="safepoint.export/1"):
     tied: dict[str, str]
     left_out: tuple[str, ...]
     overflowed: tuple[str, ...]
+
+
 Sound = Literal["not checked", "sound", "damaged", "not checkable"]
 
 
@@ -69,15 +71,7 @@ class Listed(msgspec.Struct, frozen=True):
     null and ``metrics`` empty if it tells none. ``size_bytes`` counts all its files. ``kept`` is what its run decided,
     null for one that no run speaks for, and ``why`` says why in words. Of Safepoint's own alone: ``run``, ``reasons``
     (why it was saved), ``pinned``, ``emergency`` (the exception at which it was saved) and ``flaw`` (why it is not gone
-    on from). ``sound`` is ``"not checked"`` without ``--verify``; ``problems`` says what is damaged.
-
-
-class Report(Document, frozen=True, tag="safepoint.report/1"):
-    """A page that was written: ``path``, of the run or runs in ``directory``.
-
-    ``kept`` checkpoints are on disk and ``removed`` were, of so many ``runs``; ``left_out`` of them are too many for
-    the page. ``unreadable`` files are called checkpoints and cannot be read as such. The drift is that of ``layers`` in
-    ``pairs`` of checkpoints, for which ``read_bytes`` of tensors were read.
+    on from). ``sound`` is ``"not checked"`` without ``--verify``; ``check`` and ``problems`` are those of ``verify``.
     """
 
     path: str
@@ -97,14 +91,16 @@ class Report(Document, frozen=True, tag="safepoint.report/1"):
     emergency: str
     flaw: str
     sound: Sound
+    check: Literal["digests", "crc-32", "structure"] | None
     problems: tuple[str, ...]
 
 
 class Unreadable(msgspec.Struct, frozen=True):
-    """What is called a checkpoint and cannot be read as one, and why."""
+    """What is called a checkpoint and cannot be read as one, and why; ``sound`` is as in a ``Listed``."""
 
     path: str
     problem: str
+    sound: Sound
 
 
 class Removed(msgspec.Struct, frozen=True):
@@ -146,31 +142,6 @@ class Latest(Document, frozen=True, tag="safepoint.latest/1"):
     checkpoint: Listed
 
 
-class ExportedTensor(msgspec.Struct, frozen=True):
-    """A tensor in a file that was made: its ``name`` there, its ``path`` in the checkpoint, its ``dtype`` there."""
-
-    name: str
-    path: str
-    dtype: str
-    shape: tuple[int, ...]
-
-
-class Export(Document, frozen=True, tag="safepoint.export/1"):
-    """A file that was made: ``path``, of the checkpoint ``source``, of the kind ``to``, and what is in it.
-
-    ``tied`` maps names under which the file holds nothing to those of the same tensor under which it does: such a name
-    is among ``tensors``, too. ``left_out`` are the paths of what was chosen and is no tensor, for which the file has no
-    place. ``overflowed`` are the paths of tensors with numbers too large for their new dtype.
-    """
-
-    path: str
-    source: str
-    to: Literal["safetensors", "torch", "weights"]
-    size_bytes: int
-    tensors: tuple[ExportedTensor, ...]
-    tied: dict[str, str]
-    left_out: tuple[str, ...]
-    overflowed: tuple[str, ...]
 class ShowTensor(msgspec.Struct, frozen=True, omit_defaults=True):
     """A tensor of a checkpoint; what its file does not tell is left out.
 
@@ -302,6 +273,18 @@ class Verify(Document, frozen=True, tag="safepoint.verify/1"):
 
     checkpoints: tuple[Verified, ...]
     all_sound: bool
+
+
+class Report(Document, frozen=True, tag="safepoint.report/1"):
+    """A page that was written: ``path``, of the run or runs in ``directory``.
+
+    ``kept`` checkpoints are on disk and ``removed`` were, of so many ``runs``; ``left_out`` of them are too many for
+    the page. ``unreadable`` files are called checkpoints and cannot be read as such. The drift is that of ``layers`` in
+    ``pairs`` of checkpoints, for which ``read_bytes`` of tensors were read.
+    """
+
+    path: str
+    directory: str
     size_bytes: int
     kept: int
     removed: int
