@@ -42,7 +42,8 @@ def show(listing: Listing, paths: Sequence[Path], now: float, *, is_sorted: bool
     is_grouped = not is_alone and not is_sorted and len(directories) * _TO_A_DIRECTORY <= len(shown)
     if shown:
         heading, *rows = _table(listing, now, with_directory=not is_alone and not is_grouped)
-        output.line(heading, bold=True)
+        for line in heading.split("\n"):
+            output.line(line, bold=True)
         if is_grouped:
             _show_groups(shown, rows)
         else:

@@ -32,6 +32,9 @@ def width() -> int:
 
 def line(text: str, colour: str | None = None, *, bold: bool | None = None, dim: bool | None = None) -> None:
     """Print one line to standard output, styled if that is a terminal and the user has not set ``NO_COLOR``."""
+    if colour is None and not bold and not dim:
+        typer.echo(in_line(text))
+        return
     typer.secho(in_line(text), fg=colour, bold=bold, dim=dim, color=False if os.environ.get("NO_COLOR") else None)
 
 
