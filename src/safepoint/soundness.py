@@ -6,6 +6,7 @@ without. safetensors have none: only their structure can be checked. A directory
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 from collections.abc import Callable, Generator, Sequence
@@ -13,10 +14,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from safepoint import reader
-from safepoint.archive import ForeignFileError
+from safepoint import crcs, formats, reader
+from safepoint.archive import ForeignFileError, Source, open_regular
 from safepoint.background import Background
-from safepoint.errors import NotACheckpointError
+from safepoint.crcs import Place
+from safepoint.errors import CheckpointError, plain, shortened
+from safepoint.formats import torch_file
+from safepoint.formats.zips import Archive
 
 if TYPE_CHECKING:
     from concurrent.futures import Future
@@ -26,6 +30,8 @@ OnBytes = Callable[[int], object]
 
 _REFUSED = (errno.EACCES, errno.EPERM)
 _TICK_S = 0.1
+_ZIP = b"PK\x03\x04"
+_CALLED_SO = (".ckpt", ".safetensors", ".distcp", ".pt", ".pth")
 
 
 Verdict = Literal["sound", "damaged", "not checkable"]
@@ -142,15 +148,72 @@ def _ignore(_: int) -> None:
 
 def _checked(path: Path, on_bytes: OnBytes) -> Finding:
     if path.is_dir():
-        return Finding(path, "not checkable")
+        return Finding(path, "not checkable", problems=("directories are still to come",))
+    descriptor = open_regular(path)
+    try:
+        head = os.pread(descriptor, len(_ZIP), 0)
+        return _of_archive(path, descriptor, on_bytes) if head == _ZIP else _of_structure(path)
+    except CheckpointError as error:
+        is_remains = head == _ZIP or path.name.endswith(_CALLED_SO)
+        verdict: Verdict = "damaged" if is_remains else "not checkable"
+        return Finding(path, verdict, problems=(_without(path, error),))
+    finally:
+        os.close(descriptor)
+
+
+def _of_structure(path: Path) -> Finding:
+    """Check what the format of a file tells of the places of its tensors."""
+    formats.contents(path)
+    return Finding(path, "sound", "structure", worth="structure sound; the format has no checksums")
+
+
+def _of_archive(path: Path, descriptor: int, on_bytes: OnBytes) -> Finding:
     try:
         with reader.opened(path) as checkpoint:
             problems = tuple(reader.problems(checkpoint, _counting(on_bytes)))
-    except ForeignFileError as error:
-        return Finding(path, "not checkable", problems=(str(error),))
-    except NotACheckpointError as error:
-        return Finding(path, "damaged", problems=(str(error),))
-    return Finding(path, "damaged" if problems else "sound", "digests", problems, "sound")
+        return Finding(path, "damaged" if problems else "sound", "digests", problems, "sound")
+    except ForeignFileError:
+        return _of_torchs(path, descriptor, on_bytes)
+
+
+def _of_torchs(path: Path, descriptor: int, on_bytes: OnBytes) -> Finding:
+    source = Source(descriptor)
+    archive = Archive(source)
+    if torch_file.PICKLE not in archive.records:
+        formats.contents(path)  # tells what it is instead
+    wanted, problems = crcs.places(archive, source)
+    if not archive.has_crcs:
+        formats.contents(path)
+        worth = "structure sound; it was written without checksums"
+        return Finding(path, "damaged" if problems else "sound", "structure", tuple(problems), worth)
+    damaged = list(crcs.mismatches(descriptor, source.size_bytes, wanted, on_bytes))
+    if damaged:
+        called = _subjects(path)
+        problems += [f"{called(place)} does not match its CRC-32" for place in damaged]
+    return Finding(path, "damaged" if problems else "sound", "crc-32", tuple(problems), "sound: all match their CRC-32")
+
+
+def _subjects(path: Path) -> Callable[[Place], str]:
+    """Return what tells what a person calls a record of the archive at ``path``, as far as its pickle can be read."""
+    paths: dict[int, list[str]] = {}
+    with contextlib.suppress(CheckpointError):
+        for tensor in formats.contents(path).tensors:
+            for part in tensor.parts:
+                paths.setdefault(part.storage.offset, []).append(tensor.path)
+
+    def called(place: Place) -> str:
+        if place.name == torch_file.PICKLE:
+            return "the structure of the state (data.pkl)"
+        if place.offset in paths:
+            return reader.storage_called(place.name, paths[place.offset])
+        return f"its record {shortened(place.name)!r}"
+
+    return called
+
+
+def _without(path: Path, error: CheckpointError) -> str:
+    """Return what is wrong, without the path that it begins with."""
+    return str(error).removeprefix(plain(f"{path}: "))
 
 
 def _counting(on_bytes: OnBytes) -> reader.Sink:
