@@ -91,7 +91,8 @@ class Opened:
             paths[tensor.storage].append(tensor.path)
         called = {entry.name: f"the archive's own record {entry.name!r}" for entry in self.layout.entries}
         called |= {
-            e.name: storage_called(key, on_it) for key, (e, on_it) in enumerate(zip(self.layout.storages, paths, strict=True))
+            e.name: storage_called(key, on_it)
+            for key, (e, on_it) in enumerate(zip(self.layout.storages, paths, strict=True))
         }
         return {**called, self.layout.pickle.name: "the structure of the state (data.pkl)"}
 
