@@ -34,6 +34,33 @@ class SaveNow(Document, frozen=True, tag="safepoint.save-now/1"):
     told: str
 
 
+class ExportedTensor(msgspec.Struct, frozen=True):
+    """A tensor in a file that was made: its ``name`` there, its ``path`` in the checkpoint, its ``dtype`` there."""
+
+    name: str
+    path: str
+    dtype: str
+    shape: tuple[int, ...]
+
+
+class Export(Document, frozen=True, tag="safepoint.export/1"):
+    """A file that was made: ``path``, of the checkpoint ``source``, of the kind ``to``, and what is in it.
+
+    ``tied`` maps names under which the file holds nothing to those of the same tensor under which it does: such a name
+    is among ``tensors``, too. ``left_out`` are the paths below which what was chosen is no tensor, and has no place in
+    the file. ``overflowed`` are the paths of tensors with numbers too large for their new dtype.
+    """
+
+    path: str
+    source: str
+    to: Literal["safetensors", "torch", "weights"]
+    size_bytes: int
+    tensors: tuple[ExportedTensor, ...]
+    tied: dict[str, str]
+    left_out: tuple[str, ...]
+    overflowed: tuple[str, ...]
+
+
 Sound = Literal["not checked", "sound", "damaged", "not checkable"]
 
 
@@ -111,54 +138,6 @@ class Latest(Document, frozen=True, tag="safepoint.latest/1"):
     """The newest checkpoint that can be gone on from; one with a ``flaw`` only if all have one."""
 
     checkpoint: Listed
-
-
-class ExportedTensor(msgspec.Struct, frozen=True):
-    """A tensor in a file that was made: its ``name`` there, its ``path`` in the checkpoint, its ``dtype`` there."""
-
-    name: str
-    path: str
-    dtype: str
-    shape: tuple[int, ...]
-
-
-class Export(Document, frozen=True, tag="safepoint.export/1"):
-    """A file that was made: ``path``, of the checkpoint ``source``, of the kind ``to``, and what is in it.
-
-    ``tied`` maps names under which the file holds nothing to those of the same tensor under which it does: such a name
-    is among ``tensors``, too. ``left_out`` are the paths of what was chosen and is no tensor, for which the file has no
-    place. ``overflowed`` are the paths of tensors with numbers too large for their new dtype.
-    """
-
-    path: str
-    source: str
-    to: Literal["safetensors", "torch", "weights"]
-    size_bytes: int
-    tensors: tuple[ExportedTensor, ...]
-    tied: dict[str, str]
-    left_out: tuple[str, ...]
-    overflowed: tuple[str, ...]
-
-
-class Report(Document, frozen=True, tag="safepoint.report/1"):
-    """A page that was written: ``path``, of the run or runs in ``directory``.
-
-    ``kept`` checkpoints are on disk and ``removed`` were, of so many ``runs``; ``left_out`` of them are too many for
-    the page. ``unreadable`` files are called checkpoints and cannot be read as such. The drift is that of ``layers`` in
-    ``pairs`` of checkpoints, for which ``read_bytes`` of tensors were read.
-    """
-
-    path: str
-    directory: str
-    size_bytes: int
-    kept: int
-    removed: int
-    runs: int
-    left_out: int
-    unreadable: int
-    layers: int
-    pairs: int
-    read_bytes: int
 
 
 class ShowTensor(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -292,3 +271,24 @@ class Verify(Document, frozen=True, tag="safepoint.verify/1"):
 
     checkpoints: tuple[Verified, ...]
     all_sound: bool
+
+
+class Report(Document, frozen=True, tag="safepoint.report/1"):
+    """A page that was written: ``path``, of the run or runs in ``directory``.
+
+    ``kept`` checkpoints are on disk and ``removed`` were, of so many ``runs``; ``left_out`` of them are too many for
+    the page. ``unreadable`` files are called checkpoints and cannot be read as such. The drift is that of ``layers`` in
+    ``pairs`` of checkpoints, for which ``read_bytes`` of tensors were read.
+    """
+
+    path: str
+    directory: str
+    size_bytes: int
+    kept: int
+    removed: int
+    runs: int
+    left_out: int
+    unreadable: int
+    layers: int
+    pairs: int
+    read_bytes: int
