@@ -24,7 +24,9 @@ def tensor(*shape: int, path: str = "x", dtype: str = "float32", storage: Storag
 
 def names(node: Node) -> list[str]:
     """Return the paths of all that is below a node."""
-    return [f"{child.name}{rest}" for child in node.children.values() for rest in ("", *(f".{n}" for n in names(child)))]
+    return [
+        f"{child.name}{rest}" for child in node.children.values() for rest in ("", *(f".{n}" for n in names(child)))
+    ]
 
 
 def test_tree_parts_dotted_names() -> None:
