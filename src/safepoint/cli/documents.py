@@ -59,6 +59,8 @@ class Export(Document, frozen=True, tag="safepoint.export/1"):
     tied: dict[str, str]
     left_out: tuple[str, ...]
     overflowed: tuple[str, ...]
+
+
 Sound = Literal["not checked", "sound", "damaged", "not checkable"]
 
 
@@ -70,14 +72,6 @@ class Listed(msgspec.Struct, frozen=True):
     null for one that no run speaks for, and ``why`` says why in words. Of Safepoint's own alone: ``run``, ``reasons``
     (why it was saved), ``pinned``, ``emergency`` (the exception at which it was saved) and ``flaw`` (why it is not gone
     on from). ``sound`` is ``"not checked"`` without ``--verify``; ``problems`` says what is damaged.
-
-
-class Report(Document, frozen=True, tag="safepoint.report/1"):
-    """A page that was written: ``path``, of the run or runs in ``directory``.
-
-    ``kept`` checkpoints are on disk and ``removed`` were, of so many ``runs``; ``left_out`` of them are too many for
-    the page. ``unreadable`` files are called checkpoints and cannot be read as such. The drift is that of ``layers`` in
-    ``pairs`` of checkpoints, for which ``read_bytes`` of tensors were read.
     """
 
     path: str
@@ -277,6 +271,18 @@ class Verify(Document, frozen=True, tag="safepoint.verify/1"):
 
     checkpoints: tuple[Verified, ...]
     all_sound: bool
+
+
+class Report(Document, frozen=True, tag="safepoint.report/1"):
+    """A page that was written: ``path``, of the run or runs in ``directory``.
+
+    ``kept`` checkpoints are on disk and ``removed`` were, of so many ``runs``; ``left_out`` of them are too many for
+    the page. ``unreadable`` files are called checkpoints and cannot be read as such. The drift is that of ``layers`` in
+    ``pairs`` of checkpoints, for which ``read_bytes`` of tensors were read.
+    """
+
+    path: str
+    directory: str
     size_bytes: int
     kept: int
     removed: int
