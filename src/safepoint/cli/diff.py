@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -54,7 +55,10 @@ def diff(
     from safepoint.export.choice import Choice
 
     chosen = Choice(keys or (), except_ or ())
-    with comparison.opened(output.existing(a), output.existing(b)) as (one, other):
+    for path in (a, b):
+        if not os.path.exists(path):
+            output.fail(f"{path}: no such file or directory; give a checkpoint.")
+    with comparison.opened(a, b) as (one, other):
         if keys or except_:
             chosen.check([*comparison.paths(one), *comparison.paths(other)])
         found = comparison.compare(one, other, chosen, bar, measures=values)

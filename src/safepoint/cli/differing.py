@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 
 from safepoint.cli import output
@@ -17,7 +18,7 @@ from safepoint.subtrees import below, common_change, subtrees
 Row = tuple[str, str, str]
 
 _COLOURS = {"added": "green", "removed": "red"}
-_WORD, _OF, _WHAT = Column("what"), Column("of the state", folds=True), Column("how", folds=True)
+_MOST_OF_A_PART = 5
 
 
 def show(found: Comparison, *, every: bool, by_change: bool) -> None:
@@ -27,15 +28,22 @@ def show(found: Comparison, *, every: bool, by_change: bool) -> None:
     if found.tensors.prefixes is not None:
         old, new = (in_line(below(prefix.removesuffix("."))) for prefix in found.tensors.prefixes)
         output.line(f"paths: {old} of A is compared with {new} of B")
-    rows = list(_rows(found, every=every))
-    for text in list(lines((_WORD, _OF, _WHAT), rows, output.width()))[1:] if rows else ():
-        output.line(text, _COLOURS.get(text.partition(" ")[0]))
+    _table(_tensors(found, every=every))
+    _table(_others(found, every=every))
     if found.drifts is not None and found.apart:
         from safepoint.cli import chart
 
         chart.show([pair.a.path for pair in found.apart], found.drifts, every=every, by_change=by_change)
     output.line(_counts(found.tensors), bold=True)
     output.line(_values(found), bold=True)
+
+
+def _table(rows: Iterable[Row]) -> None:
+    """Print rows in columns of their own, without a heading."""
+    columns = (Column(""), Column("", folds=True), Column("", folds=True))
+    for text in lines(columns, list(rows), output.width()):
+        if text:
+            output.line(text, _COLOURS.get(text.partition(" ")[0]))
 
 
 def _heads(a: Outline, b: Outline) -> Iterator[str]:
@@ -57,7 +65,7 @@ def _head(name: str, outline: Outline) -> tuple[str, ...]:
     return name, in_line(str(outline.path)), outline.format.value, step, epoch, metrics, size
 
 
-def _rows(found: Comparison, *, every: bool) -> Iterator[Row]:
+def _tensors(found: Comparison, *, every: bool) -> Iterator[Row]:
     tensors = found.tensors
     there = [pair.a.path for pair in (*tensors.same, *tensors.changed, *tensors.reshaped, *tensors.uncompared)]
     in_a = [*there, *(tensor.path for tensor in tensors.removed), *(pair.a.path for pair in tensors.moved)]
@@ -70,10 +78,22 @@ def _rows(found: Comparison, *, every: bool) -> Iterator[Row]:
     yield from _parts("changed", [pair.a for pair in tensors.changed], in_a, every=every)
     for pair in tensors.uncompared:
         yield "not compared", in_line(shortened(pair.a.path)), in_line(shortened(pair.a.note))
+
+
+def _others(found: Comparison, *, every: bool) -> Iterator[Row]:
+    """Yield the other values that differ: of each part of the state, the first few, unless ``every``."""
     for leaf in found.hyperparameters:
         yield _value("hyperparameter", leaf)
+    counts: Counter[str] = Counter()
     for leaf in found.values or ():
-        yield _value("value", leaf)
+        part = leaf.path.partition(".")[0]
+        counts[part] += 1
+        if every or counts[part] <= _MOST_OF_A_PART:
+            yield _value("value", leaf)
+    for part, count in counts.items():
+        if not every and count > _MOST_OF_A_PART:
+            more = f"{count - _MOST_OF_A_PART} more of {count} that differ; --all lists them"
+            yield "value", in_line(shortened(below(part))), more
 
 
 def _parts(word: str, tensors: Sequence[Tensor], whole: Iterable[str], *, every: bool) -> Iterator[Row]:
@@ -126,7 +146,7 @@ def _counts(tensors: Difference) -> str:
 
 def _values(found: Comparison) -> str:
     others = len(found.values or ()) + len(found.hyperparameters)
-    told = f"{others} differ" if others else "all the same"
+    told = f"{others} differ{'s' if others == 1 else ''}" if others else "all the same"
     if found.values is None:
         return f"values: not compared, as one of the two has none{f'; {told}' if others else ''}"
     return f"values: {told}"
