@@ -5,6 +5,7 @@ from __future__ import annotations
 import typer
 
 from safepoint.cli.best import best, latest
+from safepoint.cli.diff import diff
 from safepoint.cli.export import export
 from safepoint.cli.ls import ls
 from safepoint.cli.report import report
@@ -21,6 +22,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.command()(best)
+app.command()(diff)
 app.command()(export)
 app.command()(latest)
 app.command()(ls)
