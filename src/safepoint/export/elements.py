@@ -66,7 +66,7 @@ def item(tensor: Tensor, dtype: str | None) -> Item:
     if tensor.count and not tensor.parts:
         path = shortened(tensor.path)
         raise ConfigurationError(
-            f"tensor {path!r} cannot be written ({tensor.note or 'it has no data'}): leave it out with --except {path!r}."
+            f"tensor {path!r} cannot be written ({tensor.note or 'it has no data'}): leave it out, --except {path!r}."
         )
     if dtype is None or "float" not in tensor.dtype or tensor.dtype == dtype:
         dtype = tensor.dtype
