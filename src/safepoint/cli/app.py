@@ -6,7 +6,9 @@ import typer
 
 from safepoint.cli.export import export
 from safepoint.cli.ls import ls
+from safepoint.cli.report import report
 from safepoint.cli.save_now import save_now
+from safepoint.cli.show import show
 from safepoint.cli.verify import verify
 
 app = typer.Typer(
@@ -19,5 +21,7 @@ app = typer.Typer(
 )
 app.command()(export)
 app.command()(ls)
+app.command()(report)
 app.command()(save_now)
+app.command()(show)
 app.command()(verify)
