@@ -50,9 +50,10 @@ def test_export_calls_the_file_after_the_checkpoint(checkpoint: Path, tmp_path: 
 def test_export_says_in_one_line_what_it_left_out(checkpoint: Path, tmp_path: Path) -> None:
     """Values that are no tensors have no place among safetensors: the shortest paths to them are told."""
     result = safepoint("export", checkpoint, "--to", "safetensors", cwd=tmp_path)
-    assert result.stdout.splitlines()[1:] == [
+    assert result.stdout.splitlines()[1].startswith(
         "left out, as they are no tensors: optimizer.param_groups, safepoint.rng.python"
-    ]
+    )
+    assert len(result.stdout.splitlines()) == 2
     result = safepoint("export", checkpoint, "--to", "safetensors", "--keys", "model", "--force", cwd=tmp_path)
     assert len(result.stdout.splitlines()) == 1
 
