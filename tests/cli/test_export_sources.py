@@ -24,14 +24,8 @@ from safepoint.export.job import Order, prepared
 every_framework = pytest.mark.parametrize("framework", FRAMEWORKS, ids=lambda framework: framework.name)
 NO_DATA = (
     *("conjugated", "negated", "sparse COO", "sparse COO, not coalesced", "sparse CSR", "sparse CSC", "sparse BSR"),
-    *(
-        "sparse BSC",
-        "quantised per tensor",
-        "quantised per channel",
-        "quantised to four bits",
-        "meta",
-        "meta parameter",
-    ),
+    *("sparse BSC", "quantised per tensor", "quantised per channel", "quantised to four bits", "meta"),
+    *("meta parameter", "masked", "wrapper"),
 )
 NOT_PLAIN = (
     *("nested", "nested, jagged", "sizes and dtypes", "a list in itself", "a dictionary in itself"),
