@@ -18,7 +18,7 @@ from safepoint import reader
 from safepoint.archive import ForeignFileError
 from safepoint.background import Background
 from safepoint.errors import CheckpointError, plain
-from safepoint.manifest import HistoryEntry, Summary, decoded_history
+from safepoint.manifest import HistoryEntry, Summary, decoded_fate, decoded_history
 from safepoint.naming import EXTENSION, TEMPORARY_PREFIX
 from safepoint.records import Fate, Record
 
@@ -197,10 +197,17 @@ def _fates(records: Iterable[Record], directory: Path) -> dict[Path, Fate]:
         by_run.setdefault(record.run, []).append(record)
     fates: dict[Path, Fate] = {}
     for run, own in by_run.items():
-        there = {(record.path.relative_to(directory).as_posix(), record.step) for record in own}
-        told = tuple(entry for entry in _history(own) if (entry.name, entry.step) in there)
-        fates.update((fate.record.path, fate) for fate in decoded_history(told, directory, run))
+        there = {(name_in(directory, record.path), record.step): record.path for record in own}
+        for entry in _history(own):
+            if (path := there.get((entry.name, entry.step))) is not None:
+                fates[path] = decoded_fate(entry, path, run)
     return fates
+
+
+def name_in(directory: Path, path: Path) -> str:
+    """Return what ``path``, one below ``directory``, is called there: much faster than a path tells it of itself."""
+    place = str(directory)
+    return str(path) if place == "." else str(path)[len(place.rstrip("/")) + 1 :]
 
 
 def _history(own: list[Record]) -> tuple[HistoryEntry, ...]:
@@ -216,5 +223,7 @@ def _history(own: list[Record]) -> tuple[HistoryEntry, ...]:
 def _with_what_came_later(record: Record, fate: Fate | None) -> Record:
     """Return ``record`` with what later ones tell: what was measured on its weights since, and what its save cost."""
     if fate is None or fate.record.time != record.time:
+        return record
+    if fate.record.stats is None and fate.record.metrics == record.metrics:
         return record
     return replace(record, metrics={**record.metrics, **fate.record.metrics}, stats=fate.record.stats)

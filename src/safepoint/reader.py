@@ -200,7 +200,7 @@ def problems(checkpoint: Opened, sink: Sink | None = None) -> Iterator[str]:
         yield f"cut off: its manifest speaks of {end} bytes or more, and the file has {size}"
         return
     with contextlib.closing(direct.read_chunks(checkpoint.file.fileno(), size)) as chunks:
-        stream = _Stream(chunk for _, chunk in chunks)
+        stream = Stream(chunk for _, chunk in chunks)
         crcs: dict[str, int] = {}
         yield from _record_problems(checkpoint, stream, crcs, sink)
         expected = image.directory(checkpoint.layout, crcs)
@@ -210,7 +210,7 @@ def problems(checkpoint: Opened, sink: Sink | None = None) -> Iterator[str]:
         yield f"it has {size} bytes where {end + len(expected)} are accounted for"
 
 
-def _record_problems(checkpoint: Opened, stream: _Stream, crcs: dict[str, int], sink: Sink | None) -> Iterator[str]:
+def _record_problems(checkpoint: Opened, stream: Stream, crcs: dict[str, int], sink: Sink | None) -> Iterator[str]:
     """Take every record from ``stream``, and its CRC-32 into ``crcs``."""
     digests, keys = checkpoint.digests, {entry.name: key for key, entry in enumerate(checkpoint.layout.storages)}
     subjects: dict[str, str] = {}
@@ -241,7 +241,7 @@ def _tensors(key: int, paths: list[str]) -> str:
     return f"tensor {shortened(paths[0])!r}{more}"
 
 
-class _Stream:
+class Stream:
     """The bytes of a file in order, whatever chunks they come in; fewer if it ends early."""
 
     def __init__(self, chunks: Iterator[memoryview]) -> None:
@@ -257,6 +257,10 @@ class _Stream:
             piece, self._left = self._left[:size_bytes], self._left[size_bytes:]
             size_bytes -= len(piece)
             yield piece
+
+    def skip(self, size_bytes: int) -> int:
+        """Pass over the next ``size_bytes``; return how many there were."""
+        return sum(map(len, self.pieces(size_bytes)))
 
     def read(self, size_bytes: int) -> bytes:
         """Take the next ``size_bytes``."""

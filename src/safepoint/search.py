@@ -46,7 +46,8 @@ def found_below(directory: Path) -> Found:
         OSError: ``directory`` cannot be read: what is in it must not be taken for nothing.
 
     """
-    found = Found([], [])
+    ours: list[str] = []
+    others: list[str] = []
     top = str(directory)
     pending = [top]
     while pending:
@@ -59,16 +60,18 @@ def found_below(directory: Path) -> Found:
                 raise
             continue
         if place != top and is_checkpoint(Path(place), [entry.name for entry in listed]):
-            found.others.append(Path(place))
+            others.append(place)
             continue
         if place != top and place.endswith(EXTENSION):
-            found.named_as_ours.append(Path(place))  # it is no file, and is to be named
+            ours.append(place)  # it is no file, and is to be named
         for entry in listed:
-            if not entry.is_dir(follow_symlinks=False):
-                _take(found, entry)
-            elif not entry.name.startswith("."):
-                pending.append(entry.path)
-    return Found(sorted(found.named_as_ours), sorted(found.others))
+            if entry.is_dir(follow_symlinks=False):
+                pending += () if entry.name.startswith(".") else (entry.path,)
+            elif entry.name.endswith(EXTENSION):
+                ours += () if entry.name.startswith(TEMPORARY_PREFIX) else (entry.path,)
+            elif _may_be_one(entry):
+                others.append(entry.path)
+    return Found([*map(Path, sorted(ours))], [*map(Path, sorted(others))])
 
 
 def is_checkpoint(directory: Path, names: list[str]) -> bool:
@@ -80,17 +83,13 @@ def is_checkpoint(directory: Path, names: list[str]) -> bool:
     return bool(_TRAINERS_DIRECTORY.fullmatch(directory.name)) and not _TRAINERS_FILES.isdisjoint(names)
 
 
-def _take(found: Found, entry: os.DirEntry[str]) -> None:
-    name = entry.name
-    if name.endswith(EXTENSION):
-        if not name.startswith(TEMPORARY_PREFIX):
-            found.named_as_ours.append(Path(entry.path))
-    elif name.endswith((_SAFETENSORS, *_TORCHS_AND_OTHERS)) and not name.startswith(".") and _may_be_one(entry):
-        found.others.append(Path(entry.path))
-
-
 def _may_be_one(entry: os.DirEntry[str]) -> bool:
-    """Tell whether a file may be a checkpoint: an empty one, too, unless it may be anything, as a ``.bin`` may."""
+    """Tell whether what is not called ``.ckpt`` may be a checkpoint; hidden files are none.
+
+    An empty one may be, which somebody was about to write; but not a ``.bin``, which may be anything.
+    """
+    if entry.name.startswith(".") or not entry.name.endswith((_SAFETENSORS, *_TORCHS_AND_OTHERS)):
+        return False
     try:
         if not entry.is_file():
             return False

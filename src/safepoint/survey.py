@@ -10,10 +10,10 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from safepoint import formats, reader
-from safepoint.catalog import Catalog
+from safepoint import reader
+from safepoint.catalog import Catalog, name_in
 from safepoint.contents import Format, Outline
-from safepoint.errors import CheckpointError, plain
+from safepoint.errors import CheckpointError, NotACheckpointError, plain
 from safepoint.records import Fate, Record
 from safepoint.search import found_below, is_checkpoint
 
@@ -33,6 +33,11 @@ class Entry:
     record: Record | None = None
     fate: Fate | None = None
     problem: str = ""
+
+    @property
+    def name(self) -> str:
+        """What it is called in ``directory``."""
+        return name_in(self.directory, self.path)
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,21 +80,27 @@ class Survey:
         return {fate.record.path: fate for fate in told if fate.record.path not in there}
 
 
+Sizes = dict[tuple[int, int], int]
+"""The sizes of files, by device and inode, so that one is counted once whatever names it has."""
+
+
 def size_on_disk(entries: Iterable[Entry]) -> int:
     """Return how many bytes the files of ``entries`` have, each counted once whatever names it has."""
-    return sum(files_of(entries).values())
-
-
-def files_of(entries: Iterable[Entry]) -> dict[tuple[int, int], int]:
-    """Return the sizes of the files of ``entries``, by device and inode; of those that are still there."""
-    sizes: dict[tuple[int, int], int] = {}
+    sizes: Sizes = {}
     for entry in entries:
-        for path in _files(entry):
-            try:
-                status = os.stat(path)
-            except OSError:  # a running job has removed it
-                continue
-            sizes[status.st_dev, status.st_ino] = status.st_size
+        sizes.update(sizes_on_disk(entry))
+    return sum(sizes.values())
+
+
+def sizes_on_disk(entry: Entry) -> Sizes:
+    """Return the sizes of the files of ``entry`` that are still there."""
+    sizes: Sizes = {}
+    for path in _files(entry):
+        try:
+            status = os.stat(path)
+        except OSError:  # a running job has removed it
+            continue
+        sizes[status.st_dev, status.st_ino] = status.st_size
     return sizes
 
 
@@ -103,7 +114,12 @@ def _files(entry: Entry) -> Iterator[str | Path]:
 
 def _of_one(path: Path) -> Survey:
     """Return the survey of the one checkpoint at ``path``."""
-    outline = formats.outline(path)
+    from safepoint import formats
+
+    try:
+        outline = formats.outline(path)
+    except NotACheckpointError as error:
+        raise NotACheckpointError(f"{path}: {_without(path, error)}") from None
     if outline.format is not Format.SAFEPOINT:
         return Survey(path, (Entry(path, path.parent, outline),), {})
     record = reader.read_summary(path).record(path, outline.size_bytes)
@@ -127,14 +143,12 @@ def _runs(catalog: Catalog) -> Iterator[tuple[Path, Catalog]]:
             by_parent.setdefault(os.path.dirname(record.path), []).append(record)
     while by_parent:
         parent = min(by_parent)
-        directory = str(_saved_into(by_parent[parent][-1]))
-        inside = [place for place in by_parent if place == parent or _is_below(place, directory)]
-        records = [record for place in inside for record in by_parent.pop(place)]
-        yield Path(directory), catalog.part(Path(directory), records)
-
-
-def _is_below(place: str, directory: str) -> bool:
-    return place == directory or place.startswith(os.path.join(directory, ""))
+        records = by_parent.pop(parent)
+        run = catalog.part(Path(parent), records)
+        if not run.fates and (directory := _saved_into(records[-1])) != Path(parent):
+            inside = [place for place in by_parent if place.startswith(os.path.join(directory, ""))]
+            run = catalog.part(directory, records + [record for place in inside for record in by_parent.pop(place)])
+        yield run.directory, run
 
 
 def _saved_into(record: Record) -> Path:
@@ -169,14 +183,23 @@ def _outline(record: Record) -> Outline:
 
 def _others(problems: Mapping[Path, str]) -> Iterator[Entry]:
     """Yield what Safepoint did not write, or cannot read any more; ``problems`` is what is known of that."""
+    if not problems:
+        return
+    from safepoint import formats  # takes as long as all the rest, where there is nothing but Safepoint's
+
     for path, known in problems.items():
         try:
             yield Entry(path, path.parent, formats.outline(path))
         except FileNotFoundError:
             continue  # removed since
         except (CheckpointError, OSError) as error:
-            told = plain(str(error)).removeprefix(plain(f"{path}: "))
+            told = _without(path, error)
             yield Entry(path, path.parent, None, problem=told if isinstance(error, CheckpointError) else known or told)
+
+
+def _without(path: Path, error: Exception) -> str:
+    """Return what ``error`` says, without the path in front that it may begin with."""
+    return plain(str(error)).removeprefix(plain(f"{path}: "))
 
 
 def _in_order(entries: list[Entry]) -> tuple[Entry, ...]:

@@ -28,6 +28,7 @@ LEVELS = (
         "renaming",
         "source",
         "wanted",
+        "filters",
         "image",
         "archive",
         "room",
@@ -68,6 +69,7 @@ LEVELS = (
         "optimizers",
         "restore",
         "catalog",
+        "choice",
         "survey",
         "claim",
         "export",
@@ -99,6 +101,7 @@ PURE = (
     "renaming",
     "source",
     "wanted",
+    "filters",
     "room",
 )
 TORCH = {
@@ -144,6 +147,7 @@ TORCH_FREE = (
     "naming",
     "catalog",
     "survey",
+    "choice",
     "reader",
     "manifest",
     "stores.local",
@@ -314,7 +318,7 @@ def test_list_needs_neither_policies_nor_rich_tables(tmp_path: Path) -> None:
     """Listing loads what reads manifests, and no more."""
     files.write(tmp_path / "a.ckpt", files.manifest())
     code = "import sys; from pathlib import Path; from safepoint.cli.ls import ls"
-    loaded = _run(f"{code}; ls(Path({str(tmp_path)!r}), removed=True); print(*sys.modules)").split()
+    loaded = _run(f"{code}; ls([Path({str(tmp_path)!r})], removed=True); print(*sys.modules)").split()
     assert {"torch", "numpy", "safepoint.keep", "safepoint.when", "rich.console"}.intersection(loaded) == set()
 
 

@@ -87,3 +87,10 @@ def test_survey_is_in_the_order_of_directories_and_times(runs: Path) -> None:
         "flat/b.ckpt",
     ]
     assert {entry.outline.format for entry in entries if entry.outline} == {Format.SAFEPOINT}
+
+
+def test_survey_leaves_out_of_the_sum_what_was_removed_meanwhile(runs: Path) -> None:
+    """A checkpoint that a running job removes while the list is made is no error."""
+    survey = Survey.of(runs / "flat")
+    (runs / "flat" / "a.ckpt").unlink()
+    assert size_on_disk(survey.entries) == (runs / "flat" / "b.ckpt").stat().st_size

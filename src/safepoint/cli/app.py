@@ -8,6 +8,7 @@ from safepoint.cli.export import export
 from safepoint.cli.ls import ls
 from safepoint.cli.report import report
 from safepoint.cli.save_now import save_now
+from safepoint.cli.show import show
 from safepoint.cli.verify import verify
 
 app = typer.Typer(
@@ -22,4 +23,5 @@ app.command()(export)
 app.command()(ls)
 app.command()(report)
 app.command()(save_now)
+app.command()(show)
 app.command()(verify)

@@ -64,7 +64,9 @@ def export(
     job = prepared(Order(file, target, to, tuple(keys or ()), tuple(except_ or ()), strip, dtype, replace=force))
     overflowed = _written(job)
     for path in overflowed:
-        _warn(f"{path}: numbers in it are too large for {dtype}: they are infinite, or NaN, in {target}")
+        _warn(
+            f"{path}: numbers beyond the range of {dtype} are infinite in {target}, or the largest where it has no inf."
+        )
     if as_json:
         _print_document(job, overflowed)
     else:

@@ -39,7 +39,12 @@ def document(found: Document) -> None:
     """Print a document as JSON, in one line, to standard output."""
     import msgspec
 
-    typer.echo(msgspec.json.encode(found).decode())
+    try:
+        typer.echo(msgspec.json.encode(found).decode())
+    except UnicodeEncodeError:  # a file's name that is no Unicode
+        import json
+
+        typer.echo(json.dumps(msgspec.to_builtins(found)))
 
 
 def fail(message: str) -> NoReturn:

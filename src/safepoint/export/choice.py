@@ -23,7 +23,7 @@ class _Pattern:
 
     def matches(self, path: str) -> bool:
         """Tell whether it means ``path``, or something that this lies in."""
-        return any(self.expression.match(part) for part in _beginnings(path))
+        return any(self.expression.match(part) for part in beginnings(path))
 
 
 class Choice:
@@ -56,8 +56,8 @@ def _patterns(option: str, texts: Iterable[str]) -> tuple[_Pattern, ...]:
     return tuple(_Pattern(option, text, re.compile(fnmatch.translate(text))) for text in texts)
 
 
-def _beginnings(path: str) -> Iterator[str]:
-    """Yield ``path``, and what of it stands in front of each of its dots."""
+def beginnings(path: str) -> Iterator[str]:
+    """Yield ``path``, and what of it stands in front of each of its dots, the longest first."""
     end = len(path)
     while end > 0:
         yield path[:end]
@@ -67,8 +67,8 @@ def _beginnings(path: str) -> Iterator[str]:
 def told_of(paths: Sequence[str], text: str) -> str:
     """Return which names there are: one that ``text`` may be a slip of, or the first parts of all."""
     literal = re.sub(r"[*?\[\]]+", "", text).strip(".")
-    beginnings = {part: None for path in paths[:_MOST_COMPARED] for part in _beginnings(path)}
-    if near := nearest(literal, beginnings):
+    there = dict.fromkeys(part for path in paths[:_MOST_COMPARED] for part in beginnings(path))
+    if near := nearest(literal, there):
         return f"Did you mean {shortened(near[0])!r}?"
     firsts = list(dict.fromkeys(path.partition(".")[0] for path in paths))
     more = f" and {len(firsts) - _MOST_NAMED} more" if len(firsts) > _MOST_NAMED else ""

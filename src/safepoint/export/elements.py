@@ -18,8 +18,12 @@ from xxhash import xxh3_128
 from safepoint import values
 from safepoint.contents import Part, Storage, Tensor
 from safepoint.errors import DamagedCheckpointError, shortened
+from safepoint.export import Dtype
 
 Buffer = bytes | memoryview
+
+LARGEST: dict[str, int] = {Dtype.FLOAT8_E4M3FN: 448}
+"""What numbers beyond the range of a dtype that has no infinity become, as in torch; of others, they become that."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +73,7 @@ def item(tensor: Tensor, dtype: str | None) -> Item:
 
 
 class Elements:
-    """The elements of items. ``overflowed`` are the paths of tensors of which some became infinite, or no number."""
+    """The elements of items. ``overflowed`` are the paths of tensors with some beyond the range of their new dtype."""
 
     def __init__(self) -> None:
         self.overflowed: dict[str, None] = {}
@@ -100,7 +104,11 @@ class Elements:
     def _converted(self, found: NDArray[Any], target: np.dtype[Any], path: str) -> NDArray[Any]:
         with np.errstate(over="ignore", invalid="ignore"):
             made = found.astype(target)
-        if path not in self.overflowed and bool(np.any(~np.isfinite(made) & np.isfinite(found))):
+        lost = ~np.isfinite(made) & np.isfinite(found)
+        if target.name in LARGEST:
+            lost = np.isnan(made) & ~np.isnan(found)
+            made[lost] = np.copysign(LARGEST[target.name], found[lost].astype(np.float32)).astype(target)
+        if lost.any():
             self.overflowed[path] = None
         return made
 

@@ -15,11 +15,11 @@ from safepoint.contents import Tensor
 from safepoint.errors import ConfigurationError, shortened
 from safepoint.export import Dtype, Kind, tree, writing
 from safepoint.export.archive import Archive
-from safepoint.export.choice import Choice
+from safepoint.export.choice import Choice, beginnings
 from safepoint.export.elements import Elements, Plan, item
 from safepoint.export.modules import model_in
 from safepoint.export.naming import named, prefix_of
-from safepoint.export.pickled import is_plain
+from safepoint.export.pickled import refused
 from safepoint.export.safetensors import Safetensors
 from safepoint.export.writing import Origins
 
@@ -46,9 +46,10 @@ class Order:
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """A file that can be written. ``tensors`` are those in it by name; ``left_out`` the paths of values it cannot hold.
+    """A file that can be written. ``tensors`` are those in it, by name.
 
-    ``tied``: names that the file does not hold, each with the name under which their tensor is in it.
+    ``left_out``: under which paths there is what it has no place for. ``tied``: names under which it holds nothing,
+    each with the one under which their tensor is in it.
     """
 
     order: Order
@@ -102,35 +103,42 @@ def prepared(order: Order) -> Job:
 
 def _planned(order: Order, origins: Origins, state: Any) -> Job:
     choice = Choice(order.keys, order.except_)
-    found = tree.leaves(state)
+    found = list(tree.leaves(state))
     choice.check([path for path, _ in found])
     if order.kind is Kind.SAFETENSORS:
-        return _as_safetensors(order, origins, [(path, value) for path, value in found if choice(path)])
+        return _as_safetensors(order, origins, found, choice)
     if order.kind is Kind.WEIGHTS:
         path, weights = model_in(state, choice)
         taken: Any = named(weights.items(), prefix_of(order.strip.removeprefix(f"{path}."), weights))
     else:
         chosen = tree.pruned(state, choice)
         taken = tree.stripped(chosen, prefix_of(order.strip, [path for path, _ in tree.leaves(chosen)]))
-    leaves = tree.leaves(taken)
-    _check_plain(leaves)
-    tensors = {path: value for path, value in leaves if isinstance(value, Tensor)}
+    _check_plain(taken)
+    tensors = {path: value for path, value in tree.leaves(taken) if isinstance(value, Tensor)}
     return Job(order, origins, Archive(taken, order.dtype), tensors)
 
 
-def _as_safetensors(order: Order, origins: Origins, chosen: list[tuple[str, Any]]) -> Job:
-    tensors = [(path, value) for path, value in chosen if isinstance(value, Tensor)]
-    left_out = tuple(path for path, value in chosen if not isinstance(value, Tensor))
-    if not tensors:
+def _as_safetensors(order: Order, origins: Origins, found: list[tuple[str, Any]], choice: Choice) -> Job:
+    tensors = [(path, value) for path, value in found if isinstance(value, Tensor)]
+    chosen = [(path, value) for path, value in tensors if choice(path)]
+    if not chosen:
         raise ConfigurationError(f"what is chosen of {order.source} holds no tensor: choose more with --keys.")
-    by_name = named(tensors, prefix_of(order.strip, [path for path, _ in tensors]))
+    by_name = named(chosen, prefix_of(order.strip, [path for path, _ in chosen]))
     plan = Safetensors(by_name, order.dtype)
-    return Job(order, origins, plan, by_name, left_out, plan.tied)
+    others = [path for path, value in found if not isinstance(value, Tensor) and choice(path)]
+    return Job(order, origins, plan, by_name, _summed_up(others, [path for path, _ in tensors]), plan.tied)
 
 
-def _check_plain(leaves: list[tuple[str, Any]]) -> None:
+def _summed_up(others: list[str], tensors: list[str]) -> tuple[str, ...]:
+    """Return where ``others`` lie: the shortest paths below which there is none of ``tensors``."""
+    above = {part for path in tensors for part in beginnings(path)}
+    tops = ([part for part in beginnings(path) if part not in above] for path in others)
+    return tuple(dict.fromkeys(parts[-1] for parts in tops if parts))
+
+
+def _check_plain(state: Any) -> None:
     """Refuse values of classes that only their own code could make again."""
-    others = [path for path, value in leaves if not is_plain(value)]
+    others = list(refused(state))
     if others:
         raise ConfigurationError(
             f"only the code that made it could write this again: {_listed(others)}. Leave it out with --except "

@@ -7,11 +7,12 @@ Of protocol 2, and of the opcodes that torch's restricted unpickler knows (``pic
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pickle import encode_long
 from typing import Any, NamedTuple
 
 from safepoint.contents import Tensor
+from safepoint.export import tree
 
 TYPED = {
     "float64": "DoubleStorage", "float32": "FloatStorage", "float16": "HalfStorage", "bfloat16": "BFloat16Storage",
@@ -28,6 +29,7 @@ UNTYPED = frozenset(
 
 _LONGEST_INT = 1 << (255 * 8 - 1)
 _BATCH = 1000
+_CONTAINERS = (dict, list, tuple)
 
 
 class Place(NamedTuple):
@@ -41,13 +43,22 @@ class Place(NamedTuple):
     strides: tuple[int, ...]
 
 
-def is_plain(value: Any) -> bool:
-    """Tell whether ``pickled`` can write ``value``, with all that is in it."""
+def refused(value: Any, path: str = "") -> Iterator[str]:
+    """Yield the paths of what ``pickled`` cannot write of ``value``: objects of other classes, as entries or keys."""
+    for key, entry in tree.entries(value):
+        inner = tree.below(path, key)
+        if _is_plain(key):
+            yield from refused(entry, inner)
+        else:
+            yield inner
+    if type(value) not in _CONTAINERS and not _is_plain(value):
+        yield path
+
+
+def _is_plain(value: Any) -> bool:
     kind = type(value)
-    if kind in (list, tuple, set):
-        return all(map(is_plain, value))
-    if kind is dict:
-        return all(is_plain(key) and is_plain(entry) for key, entry in value.items())
+    if kind in (tuple, set):
+        return all(map(_is_plain, value))
     if kind is int:
         return bool(-_LONGEST_INT <= value < _LONGEST_INT)
     return kind in _WRITERS
@@ -111,7 +122,7 @@ class _Writer:
         number = self._memo[what] = len(self._memo)
         self.out += struct.pack("<cB", b"q", number) if number < 1 << 8 else struct.pack("<cI", b"r", number)
 
-    def data(self, value: bytes) -> None:
+    def binary(self, value: bytes) -> None:
         """Write bytes as protocol 2 does, which has none of its own: as text, to be encoded."""
         self.named("_codecs", "encode")
         self.out += b"("
@@ -119,10 +130,10 @@ class _Writer:
         self.text("latin1")
         self.out += b"tR"
 
-    def mutable_data(self, value: bytearray) -> None:
+    def mutable_binary(self, value: bytearray) -> None:
         self.named("__builtin__", "bytearray")
         self.out += b"("
-        self.data(bytes(value))
+        self.binary(bytes(value))
         self.out += b"tR"
 
     def complex_number(self, value: complex) -> None:
@@ -192,8 +203,8 @@ _WRITERS: dict[type, Callable[[_Writer, Any], None]] = {
     float: _Writer.real,
     complex: _Writer.complex_number,
     str: _Writer.text,
-    bytes: _Writer.data,
-    bytearray: _Writer.mutable_data,
+    bytes: _Writer.binary,
+    bytearray: _Writer.mutable_binary,
     tuple: _Writer.several,
     list: _Writer.listed,
     set: _Writer.any_of,

@@ -66,9 +66,9 @@ def _check(items: Mapping[str, Item]) -> None:
                 f"tensor {shortened(name)!r} is of {found.dtype}, which safetensors files do not hold: leave it out "
                 "with --except, or use --to torch."
             )
-        if name == _METADATA or not _is_unicode(name):
+        if name in {"", _METADATA} or not _is_unicode(name):
             raise ConfigurationError(
-                f"no tensor in a safetensors file can be called {shortened(name)!r}: leave it out."
+                f"no tensor in a safetensors file can be called {shortened(name)!r}: use --to torch."
             )
         if found.dtype == "float4_e2m1fn_x2" and not found.tensor.shape:
             raise ConfigurationError(
