@@ -5,6 +5,7 @@ from __future__ import annotations
 import typer
 
 from safepoint.cli.ls import ls
+from safepoint.cli.pin import pin, unpin
 from safepoint.cli.save_now import save_now
 from safepoint.cli.verify import verify
 
@@ -16,5 +17,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.command()(ls)
+app.command()(pin)
 app.command()(save_now)
+app.command()(unpin)
 app.command()(verify)

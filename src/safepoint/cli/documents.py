@@ -30,3 +30,17 @@ class SaveNow(Document, frozen=True, tag="safepoint.save-now/1"):
     answer: Answer
     path: str | None
     told: str
+
+
+class Pin(Document, frozen=True, tag="safepoint.pin/1"):
+    """Whether the checkpoint of which ``path`` is a name is ``pinned``, and whether that was ``changed`` just now.
+
+    ``record`` is the name that its run goes by, with its pin beside it; ``null`` for a copy, which no policy touches.
+    ``told`` says it in words.
+    """
+
+    path: str
+    record: str | None
+    pinned: bool
+    changed: bool
+    told: str
