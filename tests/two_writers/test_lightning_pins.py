@@ -106,6 +106,17 @@ def test_pinned_last_goes_on_under_another_name(tmp_path: Path, framework: Frame
     assert names(tmp_path) == ["last-v1.ckpt", "last.ckpt"]
 
 
+@pytest.mark.filterwarnings("ignore:.* is ranked by the validation of step:UserWarning")
+def test_pinned_last_goes_on_under_another_name_where_it_becomes_a_link(tmp_path: Path, framework: Framework) -> None:
+    """The second one is not the best, and so but the last; the third is both."""
+    callback = framework.ModelCheckpoint(tmp_path, monitor="val_loss", save_last=True, every_n_train_steps=2)
+    act = at_epoch(framework, 2, lambda: pin(tmp_path / "last.ckpt"))
+    fit(framework, callback, act, metrics={"val_loss": (1.0, 0.5, 0.4)}, epochs=3)
+    assert names(tmp_path) == ["epoch=2-step=6.ckpt", "last-v1.ckpt", "last.ckpt"]
+    assert pinned(tmp_path) == ["last-v1.ckpt"]
+    assert torch.load(tmp_path / "last-v1.ckpt")["global_step"] == 4
+
+
 @pytest.mark.parametrize("counts", [True, False], ids=["versions", "no versions"])
 def test_name_without_numbers_is_not_taken_from_a_pinned_one(
     tmp_path: Path, framework: Framework, *, counts: bool
@@ -136,4 +147,5 @@ def test_callbacks_that_share_a_file_leave_what_is_pinned(tmp_path: Path, framew
     act = at_epoch(framework, 1, lambda: command("pin", tmp_path / "latest-epoch=0.ckpt"))
     fit(framework, best, latest, act, metrics=LOSSES, epochs=2)
     assert pinned(tmp_path) == ["latest-epoch=0.ckpt"]
+    assert Catalog.of(tmp_path).fates[tmp_path / "latest-epoch=0.ckpt"].reason == "pinned"
     assert names(tmp_path) == ["best-epoch=1.ckpt", "latest-epoch=0.ckpt", "latest-epoch=1.ckpt"]
