@@ -420,3 +420,17 @@ class Scan(Document, frozen=True, tag="safepoint.scan/1"):
 
     files: tuple[ScannedFile, ...]
     all_safe: bool
+
+
+class Pin(Document, frozen=True, tag="safepoint.pin/1"):
+    """Whether the checkpoint of which ``path`` is a name is ``pinned``, and whether that was ``changed`` just now.
+
+    ``record`` is the name that its run goes by, with its pin beside it; ``null`` for a copy, which no policy touches.
+    ``told`` says it in words.
+    """
+
+    path: str
+    record: str | None
+    pinned: bool
+    changed: bool
+    told: str
