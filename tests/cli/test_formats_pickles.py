@@ -199,10 +199,10 @@ HOSTILE = {
 def test_walk_refuses_quickly_what_is_malformed_or_built_to_exhaust(name: str) -> None:
     """One error, after a second at most, in no more memory than a hundred times what the pickle is long."""
     tracemalloc.start()
-    began = time.perf_counter()
+    began = time.process_time()
     with pytest.raises(RefusedError, match=r"."):
         told(HOSTILE[name], 16)
-    assert time.perf_counter() - began < 5
+    assert time.process_time() - began < 5
     _, most = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert most < 100 * len(HOSTILE[name]) + (80 << 20)
