@@ -23,10 +23,10 @@ from safepoint.records import Metrics
 PICKLE = "data.pkl"
 _DATA = "data/"
 _BYTEORDER = "byteorder"
-_STEPS = ("global_step", "step", "iteration", "iter")
-_EPOCHS = ("epoch",)
+STEPS = ("global_step", "step", "iteration", "iter")
+EPOCHS = ("epoch",)
 _HYPERPARAMETERS = ("hyper_parameters", "hparams", "config", "args")
-_METRICS = "metrics"
+METRICS = "metrics"
 _MOST_METRICS = 100
 """More numbers at the top of a state than that are a table of something, and no metrics."""
 
@@ -152,20 +152,20 @@ def _outline(path: Path, state: Any) -> Outline:
         Format.LIGHTNING if is_lightning else Format.TORCH,
         status.st_size,
         status.st_mtime,
-        count(told, _STEPS),
-        count(told, _EPOCHS),
+        count(told, STEPS),
+        count(told, EPOCHS),
         lightning.metrics(told, path) if is_lightning else metrics(told),
     )
 
 
-def count(state: Mapping[Any, Any], names: tuple[str, ...] = _STEPS) -> int | None:
+def count(state: Mapping[Any, Any], names: tuple[str, ...] = STEPS) -> int | None:
     """Return the first of ``names`` that is a plain count at the top of a state."""
     return next((state[name] for name in names if type(state.get(name)) is int and state[name] >= 0), None)
 
 
 def metrics(state: Mapping[Any, Any]) -> Metrics:
     """Return the numbers at the top of a state that are no counts, and those below ``metrics``."""
-    below = state.get(_METRICS)
+    below = state.get(METRICS)
     found = {name: value for name, value in state.items() if _is_measure(value)}
     found |= below if isinstance(below, dict) else {}
     told = {name: number(value) for name, value in found.items() if type(name) is str}
