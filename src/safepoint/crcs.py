@@ -63,7 +63,7 @@ def _behind(source: Source) -> list[str]:
     _, end = directory_of(source)
     is_long = source.read(end, len(_END64)) == _END64
     excess = source.size_bytes - end - _END_BYTES - is_long * _END64_BYTES
-    return [f"{excess} bytes behind its end do not belong to it"] if excess else []
+    return [f"it has {excess} bytes too many behind its end"] if excess else []
 
 
 def mismatches(

@@ -9,27 +9,23 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from safepoint import crcs, formats, reader, search
-from safepoint.archive import ForeignFileError, Source, open_regular
-from safepoint.background import Background
+from safepoint.archive import ForeignFileError, Source
 from safepoint.crcs import Place
 from safepoint.errors import CheckpointError, plain, shortened
 from safepoint.formats import torch_file
+from safepoint.formats.files import opened
 from safepoint.formats.zips import Archive
-
-if TYPE_CHECKING:
-    from concurrent.futures import Future
 
 OnBytes = Callable[[int], object]
 """Is told how many bytes more have been looked at; what it raises ends the check."""
 
 _REFUSED = (errno.EACCES, errno.EPERM)
-_TICK_S = 0.1
 _ZIP = b"PK\x03\x04"
 _PICKLE = b"\x80"
 _CALLED_SO = (".ckpt", ".safetensors", ".distcp", ".pt", ".pth")
@@ -83,67 +79,6 @@ def size_of(path: Path) -> int:
         return 0
 
 
-def check_all(paths: Sequence[Path], jobs: int, on_bytes: OnBytes | None = None) -> Generator[Finding | None]:
-    """Yield what was found of each of ``paths``, in their order, ``None`` for one that is gone; ``jobs`` at once.
-
-    ``on_bytes`` is told from time to time how many bytes more have been looked at, in the caller's thread.
-    Whoever closes the iterator ends the checks that go on, without waiting for more than the piece they are at.
-    """
-    checks = _Checks(len(paths))
-    threads = Background("verify", jobs)
-    try:
-        futures = [threads.submit(checks.check, index, path) for index, path in enumerate(paths)]
-        for future in futures:
-            while not _is_done(future):
-                (on_bytes or _ignore)(checks.further_bytes())
-            yield future.result()
-    finally:
-        checks.are_wanted = False
-        threads.close()
-
-
-class _Stopped(Exception):  # noqa: N818 - no error
-    """Nobody wants to know any more."""
-
-
-class _Checks:
-    """What the threads share: how many bytes of each checkpoint were looked at, and whether to go on."""
-
-    def __init__(self, count: int) -> None:
-        self.done_bytes = [0] * count  # each changed by the one thread that looks at it
-        self.told_bytes = 0
-        self.are_wanted = True
-
-    def further_bytes(self) -> int:
-        """Return how many bytes were looked at since this was asked the last time."""
-        before, self.told_bytes = self.told_bytes, sum(self.done_bytes)
-        return self.told_bytes - before
-
-    def check(self, index: int, path: Path) -> Finding | None:
-        """Check one; ``None`` if it is gone, or nobody wants to know any more."""
-
-        def on_bytes(count: int) -> None:
-            if not self.are_wanted:
-                raise _Stopped
-            self.done_bytes[index] += count
-
-        try:
-            on_bytes(0)
-            return checked(path, on_bytes)
-        except (FileNotFoundError, _Stopped):
-            return None
-        finally:
-            self.done_bytes[index] = size_of(path)
-
-
-def _is_done(future: Future[Finding | None]) -> bool:
-    try:
-        future.exception(_TICK_S)
-    except TimeoutError:
-        return False
-    return True
-
-
 def _ignore(_: int) -> None:
     pass
 
@@ -151,15 +86,20 @@ def _ignore(_: int) -> None:
 def _checked(path: Path, on_bytes: OnBytes) -> Finding:
     if path.is_dir():
         return _of_directory(path, on_bytes)
-    descriptor = open_regular(path)
     try:
-        head = os.pread(descriptor, len(_ZIP), 0)
+        with opened(path) as descriptor:
+            return _of_file(path, descriptor, on_bytes)
+    except CheckpointError as error:  # what is no file, is not opened
+        return Finding(path, "not checkable", problems=(_alone(path, error),))
+
+
+def _of_file(path: Path, descriptor: int, on_bytes: OnBytes) -> Finding:
+    head = os.pread(descriptor, len(_ZIP), 0)
+    try:
         return _of_archive(path, descriptor, on_bytes) if head == _ZIP else _of_structure(path)
     except CheckpointError as error:
         is_remains = head == _ZIP or (path.name.endswith(_CALLED_SO) and not head.startswith(_PICKLE))
         return Finding(path, "damaged" if is_remains else "not checkable", problems=(_alone(path, error),))
-    finally:
-        os.close(descriptor)
 
 
 def _of_directory(path: Path, on_bytes: OnBytes) -> Finding:
@@ -204,7 +144,7 @@ def _verdict(path: Path, check: Check, problems: Sequence[str], worth: str) -> F
 
 def _alone(path: Path, error: CheckpointError) -> str:
     """Return what is wrong, without the path that it begins with."""
-    return str(error).removeprefix(plain(f"{path}: "))
+    return str(error).removeprefix(plain(f"{path}: ")).removesuffix(".")
 
 
 def _of_structure(path: Path) -> Finding:

@@ -75,6 +75,7 @@ LEVELS = (
         "anatomy",
         "crcs",
         "soundness",
+        "checks",
         "claim",
         "export",
         "nearby",

@@ -79,15 +79,13 @@ def _found(path: Path) -> Iterator[Path]:
 
 def _checked(paths: list[Path], jobs: int, *, is_silent: bool) -> list[Finding]:
     """Check ``paths``, print each as soon as it and those before it are done, and return what was found."""
-    from safepoint import soundness
+    from safepoint.checks import check_all
     from safepoint.cli.bar import bar
+    from safepoint.soundness import size_of
 
     findings: list[Finding] = []
-    total_bytes = sum(map(soundness.size_of, paths))
-    with (
-        bar("verifying", total_bytes) as advance,
-        contextlib.closing(soundness.check_all(paths, jobs, advance)) as checks,
-    ):
+    total_bytes = sum(map(size_of, paths))
+    with bar("verifying", total_bytes) as advance, contextlib.closing(check_all(paths, jobs, advance)) as checks:
         for finding in filter(None, checks):  # None: a running job has removed it
             findings.append(finding)
             if not is_silent or finding.verdict == "not checkable":
