@@ -52,9 +52,16 @@ class Walk:
     ``opcodes`` are those met, by their names. Where it went wrong, they tell of what lies in front of that.
     """
 
-    def __init__(self, data: bytes, storages: Mapping[str, contents.Storage] | None = None, start: int = 0) -> None:
+    def __init__(
+        self,
+        data: bytes,
+        storages: Mapping[str, contents.Storage] | None = None,
+        start: int = 0,
+        most_opcodes: int = _MOST_OPCODES,
+    ) -> None:
         self.data = data
         self.storages = storages
+        self.most_opcodes = most_opcodes
         self.at = self.end = start
         self.made: Any = None
         self.names: dict[str, bool] = {}
@@ -83,7 +90,7 @@ class Walk:
     def _run(self, file: io.BytesIO) -> None:
         for count, (opcode, argument, position) in enumerate(pickletools.genops(file)):
             self.at = position or 0
-            if count > _MOST_OPCODES:
+            if count > self.most_opcodes:
                 raise RefusedError("it is absurdly long")
             self.opcodes.add(opcode.name)
             _STEPS[opcode.name](self, argument)
