@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -17,8 +17,8 @@ from typing import Literal
 from safepoint import crcs, formats, reader, search
 from safepoint.archive import ForeignFileError, Source
 from safepoint.crcs import Place
-from safepoint.errors import CheckpointError, plain, shortened
-from safepoint.formats import torch_file
+from safepoint.errors import CheckpointError, NotACheckpointError, plain, shortened
+from safepoint.formats import distributed, torch_file
 from safepoint.formats.files import opened
 from safepoint.formats.zips import Archive
 
@@ -103,16 +103,59 @@ def _of_file(path: Path, descriptor: int, on_bytes: OnBytes) -> Finding:
 
 
 def _of_directory(path: Path, on_bytes: OnBytes) -> Finding:
-    """Check each file of a checkpoint that is a directory, and then what they tell of the whole."""
-    refusal = _refusal(path)
-    if refusal and not search.is_checkpoint(path, os.listdir(path)):
+    """Check each file of a checkpoint that is a directory, and what they tell of the whole."""
+    refusal, names = _refusal(path), os.listdir(path)
+    if refusal and not search.is_checkpoint(path, names):
         return Finding(path, "not checkable", problems=(refusal,))
+    check = _of_shards if distributed.is_one(set(names)) else _of_files
+    found = check(path, on_bytes)
+    return _verdict(path, found.check or "structure", found.problems or tuple(filter(None, [refusal])), found.worth)
+
+
+def _of_files(path: Path, on_bytes: OnBytes) -> Finding:
     files = sorted(Path(place, name) for place, _, names in os.walk(path) for name in names)
     findings = [_checked(file, on_bytes) for file in files]
     damaged = [finding for finding in findings if finding.verdict == "damaged"]
     problems = [f"{each.path.relative_to(path)}: {problem}" for each in damaged for problem in each.problems]
-    problems += [refusal] if refusal and not problems else []
-    return _verdict(path, _weakest(findings), problems, _worth(path, findings))
+    without = [finding.path.relative_to(path) for finding in findings if finding.check == "structure"]
+    return _verdict(path, "structure" if without else "crc-32", problems, _worth(without))
+
+
+def _of_shards(path: Path, on_bytes: OnBytes) -> Finding:
+    """Check the archives in the files of a checkpoint of ``torch.distributed.checkpoint``'s."""
+    try:
+        archives = distributed.archives(path)
+    except CheckpointError:
+        return Finding(path, "damaged")  # why, was told before
+    problems: list[str] = []
+    without: list[Path] = []
+    for file, places in sorted(archives.items()):
+        with opened(path / file) as descriptor:
+            found, has_crcs = _of_shard(descriptor, places, on_bytes)
+        problems += [f"{file}: {problem}" for problem in found]
+        without += [] if has_crcs else [Path(file)]
+    return _verdict(path, "structure" if without else "crc-32", problems, _worth(without))
+
+
+def _of_shard(descriptor: int, places: Mapping[tuple[int, int], str], on_bytes: OnBytes) -> tuple[list[str], bool]:
+    """Return what is wrong with the archives at ``places`` (offset, size) of a file, and whether all have CRC-32s."""
+    problems: list[str] = []
+    wanted: dict[Place, str] = {}
+    has_crcs = True
+    for (offset, size_bytes), entry in places.items():
+        source = Source(descriptor, offset, size_bytes)
+        try:
+            archive = Archive(source)
+        except NotACheckpointError as error:
+            problems.append(f"{shortened(entry)!r}: {error}")
+            continue
+        found, wrong = crcs.places(archive, source)
+        problems += [f"{shortened(entry)!r}: {problem}" for problem in wrong]
+        has_crcs = has_crcs and archive.has_crcs
+        wanted |= dict.fromkeys(found, entry) if archive.has_crcs else {}
+    for place in crcs.mismatches(descriptor, os.fstat(descriptor).st_size, wanted, on_bytes):
+        problems.append(f"{shortened(wanted[place])!r} ({place.name}) does not match its CRC-32")
+    return problems, has_crcs
 
 
 def _refusal(path: Path) -> str:
@@ -124,18 +167,12 @@ def _refusal(path: Path) -> str:
     return ""
 
 
-def _weakest(findings: Sequence[Finding]) -> Check:
-    """Return what the weakest of the files allows, of those whose kind is known."""
-    checks: tuple[Check, ...] = ("structure", "crc-32", "digests")
-    return next((check for check in checks if any(finding.check == check for finding in findings)), "structure")
-
-
-def _worth(path: Path, findings: Sequence[Finding]) -> str:
-    if _weakest(findings) != "structure":
+def _worth(without: Sequence[Path]) -> str:
+    """Say what it is worth to be sound, where the files ``without`` have no checksums."""
+    if not without:
         return _BY_CRC
-    without = [str(finding.path.relative_to(path)) for finding in findings if finding.check == "structure"]
     more = f" and {len(without) - _MOST_NAMED} more" if len(without) > _MOST_NAMED else ""
-    return f"structure sound; no checksums in {', '.join(without[:_MOST_NAMED])}{more}"
+    return f"structure sound; no checksums in {', '.join(map(str, without[:_MOST_NAMED]))}{more}"
 
 
 def _verdict(path: Path, check: Check, problems: Sequence[str], worth: str) -> Finding:

@@ -206,7 +206,9 @@ def test_verify_goes_on_past_what_cannot_be_checked(saved: Path, tmp_path: Path)
 def test_verify_finds_all_kinds_in_a_directory(saved: Path, tmp_path: Path) -> None:
     """Safepoint's, torch's and safetensors' files, in the order of their names, whoever is done first."""
     training = Training()
-    with Checkpointer(tmp_path / "run", state=training.state, save=when.every(steps=1), keep=keep.all()) as checkpointer:
+    with Checkpointer(
+        tmp_path / "run", state=training.state, save=when.every(steps=1), keep=keep.all()
+    ) as checkpointer:
         for _ in range(3):
             checkpointer.step()
     save_file({"weight": torch.zeros(3)}, tmp_path / "run" / "weights.safetensors")

@@ -14,8 +14,8 @@ import torch
 from nets import Net, save
 
 from safepoint import soundness
-from safepoint.formats import files
 from safepoint.checks import check_all
+from safepoint.formats import files
 from safepoint.soundness import checked
 
 
