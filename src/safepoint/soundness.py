@@ -62,8 +62,10 @@ def checked(path: Path, on_bytes: OnBytes | None = None) -> Finding:
     on_bytes = on_bytes or _ignore
     try:
         return _checked(path, on_bytes)
-    except FileNotFoundError:
-        raise
+    except FileNotFoundError as error:
+        if not os.path.exists(path):
+            raise
+        return Finding(path, "damaged", problems=(f"half-written: {error.filename} is not there",))
     except OSError as error:
         verdict: Verdict = "not checkable" if error.errno in _REFUSED else "damaged"
         return Finding(path, verdict, problems=(f"cannot be read: {error.strerror or error}",))

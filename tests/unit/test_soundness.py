@@ -5,12 +5,14 @@ from __future__ import annotations
 import errno
 import os
 import struct
+import warnings
 import zipfile
 from pathlib import Path
 
 import pytest
 import spoil
 import torch
+import torch.distributed.checkpoint as dcp
 from nets import Net, save
 
 from safepoint import soundness
@@ -112,6 +114,19 @@ def test_checks_are_in_order_and_miss_what_is_gone(path: Path, tmp_path: Path) -
         (path, "sound"),
         (other, "damaged"),
     ] * 5
+
+
+def test_check_knows_a_file_that_is_missing_from_one_that_is_gone(tmp_path: Path) -> None:
+    """A directory without a file that it must have is damaged; what is not there itself is for the caller to know."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        dcp.save({"a": torch.zeros(3)}, checkpoint_id=tmp_path / "shards")
+    (shard,) = (tmp_path / "shards").glob("*.distcp")
+    shard.unlink()
+    found = checked(tmp_path / "shards")
+    assert (found.verdict, found.problems[0].startswith("half-written")) == ("damaged", True)
+    with pytest.raises(FileNotFoundError):
+        checked(tmp_path / "gone.pt")
 
 
 def test_checks_that_nobody_waits_for_end(tmp_path: Path) -> None:

@@ -55,6 +55,8 @@ def verify(
         findings = _checked(found, jobs or min(os.cpu_count() or 1, _MOST_JOBS), is_silent=as_json)
     except KeyboardInterrupt:
         raise typer.Exit(INTERRUPTED) from None
+    if not findings:
+        output.fail("no checkpoint is there any more: they were removed before they were read.")
     if as_json:
         output.document(_document(findings))
     elif summary := _summary(findings):
