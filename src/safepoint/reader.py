@@ -173,17 +173,19 @@ def verify_open(descriptor: int) -> list[str]:
 
 
 class Origin(NamedTuple):
-    """Which run wrote a file, "" for another program, and the time of capture that its manifest tells."""
+    """Which run wrote a file, "" for another program, and what else its manifest tells: as in ``Record``."""
 
     run: str
     time: float = 0.0
+    pinned: bool = False
+    step: int = 0
 
 
 def origin_of(descriptor: int) -> Origin | None:
     """Return where an open file comes from, ``None`` if nobody can tell."""
     try:
         summary = decode_summary(archive.manifest_bytes(descriptor))
-        return Origin(summary.run, summary.time)
+        return Origin(summary.run, summary.time, summary.pinned, summary.step)
     except ForeignFileError:
         return Origin("")
     except (NotACheckpointError, OSError):

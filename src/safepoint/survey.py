@@ -66,7 +66,7 @@ class Survey:
         if not path.is_dir() or is_checkpoint(path, os.listdir(path)):
             return _of_one(path)
         found = found_below(path)
-        catalog = Catalog.reading(path, found.named_as_ours)
+        catalog = Catalog.reading(path, found.named_as_ours, found.pins)
         runs = _runs(catalog)
         entries = [*_of_safepoint(catalog, runs)]
         entries += _others(catalog.unreadable)

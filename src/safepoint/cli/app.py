@@ -8,6 +8,7 @@ from safepoint.cli.best import best, latest
 from safepoint.cli.diff import diff
 from safepoint.cli.export import export
 from safepoint.cli.ls import ls
+from safepoint.cli.pin import pin, unpin
 from safepoint.cli.report import report
 from safepoint.cli.save_now import save_now
 from safepoint.cli.show import show
@@ -29,4 +30,7 @@ app.command()(ls)
 app.command()(report)
 app.command()(save_now)
 app.command()(show)
+app.command()(pin)
+app.command()(save_now)
+app.command()(unpin)
 app.command()(verify)

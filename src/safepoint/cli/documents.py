@@ -388,3 +388,17 @@ class Diff(Document, frozen=True, tag="safepoint.diff/1"):
     values: tuple[DiffValue, ...] | None
     hyperparameters: tuple[DiffValue, ...]
     layers: tuple[DiffLayer, ...] | None
+
+
+class Pin(Document, frozen=True, tag="safepoint.pin/1"):
+    """Whether the checkpoint of which ``path`` is a name is ``pinned``, and whether that was ``changed`` just now.
+
+    ``record`` is the name that its run goes by, with its pin beside it; ``null`` for a copy, which no policy touches.
+    ``told`` says it in words.
+    """
+
+    path: str
+    record: str | None
+    pinned: bool
+    changed: bool
+    told: str
