@@ -182,7 +182,7 @@ def _read_metadata(path: Path) -> _Metadata:
             raise NotACheckpointError("none that torch.distributed.checkpoint writes")
         try:
             return _metadata(attributes(steps.made))
-        except (KeyError, TypeError, ValueError, IndexError, RefusedError):
+        except (AttributeError, KeyError, TypeError, ValueError, IndexError, RefusedError):
             raise NotACheckpointError("malformed: damaged, or of a version that is not known here") from None
 
 
