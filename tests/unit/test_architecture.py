@@ -84,6 +84,7 @@ LEVELS = (
         "crcs",
         "scanning",
         "soundness",
+        "checks",
         "claim",
         "export",
         "nearby",
