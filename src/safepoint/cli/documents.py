@@ -71,7 +71,7 @@ class Listed(msgspec.Struct, frozen=True):
     null and ``metrics`` empty if it tells none. ``size_bytes`` counts all its files. ``kept`` is what its run decided,
     null for one that no run speaks for, and ``why`` says why in words. Of Safepoint's own alone: ``run``, ``reasons``
     (why it was saved), ``pinned``, ``emergency`` (the exception at which it was saved) and ``flaw`` (why it is not gone
-    on from). ``sound`` is ``"not checked"`` without ``--verify``; ``problems`` says what is damaged.
+    on from). ``sound`` is ``"not checked"`` without ``--verify``; ``check`` and ``problems`` are those of ``verify``.
     """
 
     path: str
@@ -91,14 +91,16 @@ class Listed(msgspec.Struct, frozen=True):
     emergency: str
     flaw: str
     sound: Sound
+    check: Literal["digests", "crc-32", "structure"] | None
     problems: tuple[str, ...]
 
 
 class Unreadable(msgspec.Struct, frozen=True):
-    """What is called a checkpoint and cannot be read as one, and why."""
+    """What is called a checkpoint and cannot be read as one, and why; ``sound`` is as in a ``Listed``."""
 
     path: str
     problem: str
+    sound: Sound
 
 
 class Removed(msgspec.Struct, frozen=True):
@@ -386,3 +388,17 @@ class Diff(Document, frozen=True, tag="safepoint.diff/1"):
     values: tuple[DiffValue, ...] | None
     hyperparameters: tuple[DiffValue, ...]
     layers: tuple[DiffLayer, ...] | None
+
+
+class Pin(Document, frozen=True, tag="safepoint.pin/1"):
+    """Whether the checkpoint of which ``path`` is a name is ``pinned``, and whether that was ``changed`` just now.
+
+    ``record`` is the name that its run goes by, with its pin beside it; ``null`` for a copy, which no policy touches.
+    ``told`` says it in words.
+    """
+
+    path: str
+    record: str | None
+    pinned: bool
+    changed: bool
+    told: str

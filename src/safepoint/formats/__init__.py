@@ -1,7 +1,7 @@
 """What wrote a checkpoint, and what is in it: one file a format, each of which makes the values of ``contents``.
 
 Reads what tells of the tensors (directories of archives, headers, pickles, which are walked through and never
-executed) and none of their data. Imports no torch.
+executed) and none of their data. Imports no torch; what reads other programs' files is imported when it is needed.
 """
 
 from __future__ import annotations
@@ -13,16 +13,12 @@ from pathlib import Path
 from types import ModuleType
 
 from safepoint import archive
-from safepoint.archive import ForeignFileError, open_regular
+from safepoint.archive import ForeignFileError
 from safepoint.contents import Contents, Format, Outline
 from safepoint.errors import CheckpointError, NotACheckpointError
-from safepoint.formats import safepoint
+from safepoint.formats import foreign, safepoint
+from safepoint.formats.files import opened
 
-_HEAD_BYTES = 512
-_ZIP = b"PK\x03\x04"
-_LEGACY = b"\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19"
-_TAR = b"ustar"
-_TAR_AT = 257
 _SAFETENSORS = ".safetensors"
 
 
@@ -64,54 +60,33 @@ def _told(path: Path) -> Iterator[None]:
 
 
 def _reader(path: Path) -> ModuleType:
-    """Return the module that reads the checkpoint at ``path``: imported when it is needed, for a quick start."""
-    if path.is_dir():
-        return _reader_of_directory(path)
-    descriptor = open_regular(path)
-    try:
-        head, size_bytes = os.pread(descriptor, _HEAD_BYTES, 0), os.fstat(descriptor).st_size
-        return _reader_of_file(path, descriptor, head, size_bytes)
-    finally:
-        os.close(descriptor)
+    """Return the module that reads the checkpoint at ``path``."""
+    return _reader_of_directory(path) if path.is_dir() else _reader_of_file(path)
 
 
-def _reader_of_directory(_: Path) -> ModuleType:
+def _reader_of_directory(path: Path) -> ModuleType:
+    from safepoint.formats import hugging_face
+
+    names = set(os.listdir(path))
+    if hugging_face.is_one(path, names):
+        return hugging_face
     raise NotACheckpointError(
         "a directory that is no checkpoint by itself: give one that is, or the directory of a run"
     )
 
 
-def _reader_of_file(path: Path, descriptor: int, head: bytes, size_bytes: int) -> ModuleType:
-    if not size_bytes:
-        raise NotACheckpointError("it is empty: never written, or the disk was full. Take another checkpoint")
-    if head.startswith(_ZIP):
-        if _is_of_safepoint(descriptor):
+def _reader_of_file(path: Path) -> ModuleType:
+    with opened(path) as descriptor:
+        head = os.pread(descriptor, foreign.HEAD_BYTES, 0)
+        if head.startswith(foreign.ZIP) and _is_of_safepoint(descriptor):
             return safepoint
-        from safepoint.formats import torch_file
+    from safepoint.formats import safetensors, torch_file
 
+    if head.startswith(foreign.ZIP):
         return torch_file
-    from safepoint.formats import safetensors
-
-    if path.suffix == _SAFETENSORS or safetensors.may_be_one(head):
+    if head and (path.suffix == _SAFETENSORS or safetensors.may_be_one(head)):
         return safetensors
-    raise NotACheckpointError(_foreign(head))
-
-
-def _foreign(head: bytes) -> str:
-    """Say what a file that begins with ``head`` is, as it is not read, and what to do."""
-    if head[2:].startswith(_LEGACY):
-        return (
-            "torch's format from before 1.6 (or _use_new_zipfile_serialization=False), which is not read here: where "
-            "you trust it, load it with torch and save it again. 'safepoint scan' tells what it would import"
-        )
-    if head[_TAR_AT:].startswith(_TAR):
-        return (
-            "a tar archive: torch's format from before 0.2, or none of torch's. Where you trust it, load it with "
-            "torch and save it again"
-        )
-    if head.startswith(b"\x80"):
-        return "a plain pickle, and no file of torch's: 'safepoint scan' tells what it would import"
-    return "no checkpoint of any kind that is known here"
+    raise NotACheckpointError(foreign.told(head))
 
 
 def _is_of_safepoint(descriptor: int) -> bool:

@@ -18,7 +18,7 @@ from safepoint.formats.inert import Array, Global, Object, Stored, attributes
 from safepoint.keys import Keys, RefusedError
 
 _SMALL_COPIES_BYTES = 64 << 10
-MOST_DIMENSIONS = 64
+_MOST_DIMENSIONS = 64
 _LONGEST_MARK = 100
 _RESULT = "what is made by "
 _NUMPY = {"f8": "d", "f4": "f", "f2": "e", "i8": "q", "i4": "i", "i2": "h", "i1": "b", "u8": "Q", "u4": "I", "u2": "H",
@@ -198,7 +198,7 @@ def _newer_tensor(
 
 def _shape(shape: Any) -> tuple[int, ...]:
     """Return ``shape``; a RefusedError if it is none, or one of which nobody could count the elements."""
-    if len(checked_sizes(shape)) > MOST_DIMENSIONS:
+    if len(checked_sizes(shape)) > _MOST_DIMENSIONS:
         raise RefusedError("a shape has absurdly many dimensions")
     return checked_sizes(shape)
 

@@ -5,16 +5,19 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from safepoint import reader
 from safepoint.contents import Contents, Format, Outline, Part, Storage, Tensor
 from safepoint.errors import DamagedCheckpointError, NotACheckpointError
-from safepoint.formats import lightning, torch_file
-from safepoint.formats.made import MOST_DIMENSIONS
 from safepoint.manifest import Manifest, Summary
 from safepoint.manifest import Tensor as Told
 from safepoint.records import decoded_metrics
+
+if TYPE_CHECKING:
+    from safepoint.formats.torch_file import State
+
+_MOST_DIMENSIONS = 64
 
 
 def outline(path: Path) -> Outline:
@@ -38,6 +41,8 @@ def contents(path: Path) -> Contents:
         OSError: it cannot be read.
 
     """
+    from safepoint.formats import lightning
+
     with reader.opened(path) as checkpoint:
         manifest = checkpoint.manifest
         storages = [
@@ -54,14 +59,17 @@ def contents(path: Path) -> Contents:
         )
 
 
-def _state(checkpoint: reader.Opened, storages: Sequence[Storage]) -> torch_file.State:
+def _state(checkpoint: reader.Opened, storages: Sequence[Storage]) -> State:
+    from safepoint.formats import torch_file
+
     data = checkpoint.sound_pickle()
     if data is None:
         raise DamagedCheckpointError(
             "it is damaged: the structure of the state (data.pkl) does not match its digest. Take another checkpoint "
             "of the run"
         )
-    return torch_file.parsed(data, {str(key): storage for key, storage in enumerate(storages)})
+    made = torch_file.walked(data, {str(key): storage for key, storage in enumerate(storages)})
+    return torch_file.tree_of(made)
 
 
 def _tensors(told: Sequence[Tensor], found: Sequence[Tensor]) -> tuple[Tensor, ...]:
@@ -88,7 +96,7 @@ def _outline(path: Path, size_bytes: int, told: Summary | Manifest) -> Outline:
 
 
 def _tensor(told: Told, storages: Sequence[Storage]) -> Tensor:
-    if len(told.shape) > MOST_DIMENSIONS:
+    if len(told.shape) > _MOST_DIMENSIONS:
         raise NotACheckpointError("its manifest is malformed: a tensor has absurdly many dimensions")
     strides = contiguous(told.shape) if told.strides is None else told.strides
     part = Part((0,) * len(told.shape), told.shape, storages[told.storage], told.offset, strides)

@@ -15,10 +15,10 @@ from typing import Annotated, NamedTuple
 
 import msgspec
 
-from safepoint.archive import open_regular
 from safepoint.contents import Contents, Format, Outline, Part, Storage, Tensor
 from safepoint.errors import NotACheckpointError, shortened
 from safepoint.formats.dtypes import BITS
+from safepoint.formats.files import opened
 from safepoint.formats.safepoint import contiguous
 
 _SIZE_BYTES = 8
@@ -83,13 +83,10 @@ def contents(path: Path) -> Contents:
 
 def read(path: Path, prefix: str = "") -> Header:
     """Return what the file at ``path`` tells, with ``prefix`` before the paths; raises what ``outline`` raises."""
-    descriptor = open_regular(path)
-    try:
+    with opened(path) as descriptor:
         size_bytes = os.fstat(descriptor).st_size
         header_bytes = _header_bytes(os.pread(descriptor, _SIZE_BYTES, 0), size_bytes)
         header = os.pread(descriptor, header_bytes, _SIZE_BYTES)
-    finally:
-        os.close(descriptor)
     try:
         raw = msgspec.json.decode(header, type=dict[str, msgspec.Raw])
         metadata = msgspec.json.decode(raw.pop(_METADATA, b"{}"), type=dict[str, str])

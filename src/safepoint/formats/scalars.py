@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 import struct
 
-from safepoint.archive import open_regular
 from safepoint.contents import Tensor
+from safepoint.formats.files import opened
 
 _LAYOUTS = {
     "float64": "d", "float32": "f", "float16": "e", "int64": "q", "int32": "i", "int16": "h", "int8": "b", "uint8": "B",
@@ -37,11 +37,8 @@ def _element(tensor: Tensor) -> float | None:
     if layout is None:
         return None
     size = struct.calcsize(f"={layout}")
-    descriptor = open_regular(part.storage.path)
-    try:
+    with opened(part.storage.path) as descriptor:
         data = os.pread(descriptor, size, part.storage.offset + part.offset * size)
-    finally:
-        os.close(descriptor)
     if len(data) != size:
         return None
     order = "<" if part.storage.is_little else ">"

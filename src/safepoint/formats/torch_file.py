@@ -5,16 +5,16 @@ The pickle is walked through and never executed; the storages are only located.
 
 from __future__ import annotations
 
-import contextlib
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from safepoint.archive import Source, open_regular
+from safepoint.archive import Source
 from safepoint.contents import Contents, Format, Outline, Storage, Tensor
 from safepoint.errors import CheckpointError, NotACheckpointError
-from safepoint.formats import lightning, tree, walk
+from safepoint.formats import foreign, lightning, tree, walk
+from safepoint.formats.files import opened
 from safepoint.formats.scalars import number
 from safepoint.formats.zips import Archive
 from safepoint.keys import RefusedError
@@ -62,21 +62,23 @@ def contents(path: Path) -> Contents:
     return Contents(told, state.tensors, state.tree, parameters, producer)
 
 
-def state_of(path: Path) -> State:
-    """Return what the file at ``path`` holds; raises what ``outline`` raises."""
-    with opened(path) as archive:
+def state_of(path: Path, below: str = "") -> State:
+    """Return what the file at ``path`` holds; raises what ``outline`` raises.
+
+    ``below``: what the paths of the tensors begin with, if it is only a part of a checkpoint.
+    """
+    return tree_of(made_of(path), below)
+
+
+def made_of(path: Path) -> Any:
+    """Return what a walk through the pickle of the file at ``path`` makes of it."""
+    with opened(path) as descriptor:
+        head = os.pread(descriptor, foreign.HEAD_BYTES, 0)
+        if not head.startswith(foreign.ZIP):
+            raise NotACheckpointError(foreign.told(head))
+        archive = Archive(Source(descriptor))
         storages = storages_of(archive, path)
-        return parsed(archive.read(PICKLE, walk.LIMIT_BYTES), storages)
-
-
-@contextlib.contextmanager
-def opened(path: Path) -> Iterator[Archive]:
-    """Open the archive at ``path``."""
-    descriptor = open_regular(path)
-    try:
-        yield Archive(Source(descriptor))
-    finally:
-        os.close(descriptor)
+        return walked(archive.read(PICKLE, walk.LIMIT_BYTES), storages)
 
 
 def storages_of(archive: Archive, path: Path) -> dict[str, Storage]:
@@ -111,17 +113,34 @@ def _check_kind(archive: Archive) -> None:
         raise NotACheckpointError("a zip archive without data.pkl: not written by torch.save")
 
 
-def parsed(data: bytes, storages: Mapping[str, Storage]) -> State:
-    """Return the state that a pickle tells of.
+def walked(data: bytes, storages: Mapping[str, Storage]) -> Any:
+    """Return what a walk through a pickle makes of it.
 
     Raises:
-        CheckpointError: it cannot be read, or is none that anybody should look at.
+        CheckpointError: it cannot be read, or is built to exhaust whoever reads it.
 
     """
     try:
-        return State(*tree.told(walk.walked(data, storages)))
+        return walk.walked(data, storages)
     except RefusedError as error:
-        raise CheckpointError(f"the structure of its state (data.pkl) cannot be read: {error}") from None
+        raise _unreadable(error) from None
+
+
+def tree_of(made: Any, below: str = "") -> State:
+    """Return the state that a walk has ``made``.
+
+    Raises:
+        CheckpointError: it is absurdly deep or large.
+
+    """
+    try:
+        return State(*tree.told(made, below))
+    except RefusedError as error:
+        raise _unreadable(error) from None
+
+
+def _unreadable(error: RefusedError) -> CheckpointError:
+    return CheckpointError(f"the structure of its state (data.pkl) cannot be read: {error}")
 
 
 def _outline(path: Path, state: Any) -> Outline:
