@@ -183,6 +183,21 @@ def test_safetensors_takes_nothing_for_tied_that_is_not(tmp_path: Path) -> None:
     assert {name: bits(tensor) for name, tensor in loaded.items()} == {n: bits(t) for n, t in made.items()}
 
 
+def test_safetensors_loses_no_name(tmp_path: Path) -> None:
+    """A tied tensor whose name the header needs for itself is written out; names that nobody could read are refused."""
+    one = torch.randn(3)
+    path = save(tmp_path, {"net": Holder(a=one, format=one, b=one)})
+    out = export(path, Kind.SAFETENSORS, keys=("net",), strip="net")
+    assert {name: bits(tensor) for name, tensor in safetensors.torch.load_file(out).items()} == {
+        "a": bits(one),
+        "format": bits(one),
+    }
+    for name in ("__metadata__", "\udc80"):
+        torch.save({"a": one, name: one}, tmp_path / "o.pt")
+        with pytest.raises(ConfigurationError, match="no tensor in a safetensors file can be called"):
+            export(tmp_path / "o.pt", Kind.SAFETENSORS)
+
+
 def test_safetensors_goes_into_a_model_of_transformers(tmp_path: Path) -> None:
     """``from_pretrained`` makes of it the model that was saved, tied output layer included, without a word."""
     from transformers import GPT2Config, GPT2LMHeadModel
