@@ -18,11 +18,13 @@ from numpy.typing import NDArray
 from xxhash import xxh3_128
 
 from safepoint.archive import open_regular
-from safepoint.contents import Part, Tensor
+from safepoint.contents import Part, Tensor, in_order
 from safepoint.errors import CheckpointError, NotACheckpointError, shortened
 
 BLOCK_BYTES = 8 << 20
 
+_CACHED_BYTES = 512 << 10
+"""Two pieces of this size and what is made of them stay in the processor's cache while they are looked at."""
 _STRIDED_BYTES = 64 << 20
 """How much of a tensor that is not in order is gathered at once: each time, runs of it are read from all over it."""
 _GAP_BYTES = 32 << 10
@@ -76,6 +78,11 @@ def numpy_dtype(tensor: Tensor) -> Dtype:
     raise _unreadable(tensor, f"its elements are {shortened(name)} ({why}), which cannot be told as numbers")
 
 
+def are_numbers(tensor: Tensor) -> bool:
+    """Tell whether ``blocks`` can give the elements of ``tensor``."""
+    return tensor.dtype in {*_PLAIN, *_EXTENDED, _HALVES}
+
+
 def item_bytes(tensor: Tensor) -> int:
     """Return the size of an element; raises a CheckpointError for a dtype that nobody knows."""
     if tensor.dtype in _OPAQUE:
@@ -126,6 +133,32 @@ def blocks(tensor: Tensor, most_bytes: int = BLOCK_BYTES) -> Iterator[Array]:
             yield found.view(dtype)
 
 
+def bits(tensor: Tensor, most_bytes: int = BLOCK_BYTES) -> Iterator[Array]:
+    """Yield the elements as ``blocks`` does, whatever they are: of a dtype of their size that means nothing."""
+    carrier = _CARRIERS[item_bytes(tensor)]
+    return (np.frombuffer(piece, carrier) for piece in pieces(tensor, most_bytes))
+
+
+def side_by_side(a: Iterator[Array], b: Iterator[Array]) -> Iterator[tuple[Array, Array]]:
+    """Yield arrays of equal lengths, in order, of two that are equally long in all, however each of them is parted."""
+    right = np.empty(0)
+    for block in a:
+        left = block
+        while left.size:
+            right = right if right.size else next(b)
+            size = min(left.size, right.size)
+            yield left[:size], right[:size]
+            left, right = left[size:], right[size:]
+
+
+def equal(a: Tensor, b: Tensor) -> bool:
+    """Tell whether two tensors of one shape and dtype have the same bytes; raises what ``pieces`` raises."""
+    pairs = side_by_side(
+        *((np.frombuffer(piece, np.uint8) for piece in pieces(tensor, _CACHED_BYTES)) for tensor in (a, b))
+    )
+    return all(_is_same(left, right) for left, right in pairs)
+
+
 def digest(tensor: Tensor) -> str:
     """Return the xxh3-128 digest of the bytes that ``pieces`` yields; raises what it raises.
 
@@ -135,6 +168,12 @@ def digest(tensor: Tensor) -> str:
     for piece in pieces(tensor):
         sums.update(piece)
     return sums.hexdigest()
+
+
+def _is_same(a: Array, b: Array) -> bool:
+    whole = a.size // 8 * 8
+    words = (a[:whole].view(np.uint64), b[:whole].view(np.uint64))  # an eighth of the work
+    return np.array_equal(*words) and np.array_equal(a[whole:], b[whole:])
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,20 +231,10 @@ def _span(shape: tuple[int, ...], strides: tuple[int, ...]) -> int:
 def _flattened(tensor: Tensor) -> tuple[tuple[int, ...], tuple[Part, ...]]:
     """Return its shape and parts; of one that lies in one piece, as of a tensor of one dimension."""
     first = tensor.parts[0]
-    if len(tensor.parts) == 1 and (not tensor.shape or in_order(first.shape, first.strides)):
+    if len(tensor.parts) == 1 and first.is_in_order:
         count = tensor.count
         return (count,), (Part((0,), (count,), first.storage, first.offset, (1,)),)
     return tensor.shape, tensor.parts
-
-
-def in_order(shape: tuple[int, ...], strides: tuple[int, ...]) -> bool:
-    """Tell whether elements lie one behind the other; the stride of a dimension of one tells nothing."""
-    expected = 1
-    for length, stride in zip(reversed(shape), reversed(strides), strict=True):
-        if length != 1 and stride != expected:
-            return False
-        expected *= length
-    return True
 
 
 def _boxes(shape: tuple[int, ...], most: int) -> Iterator[_Box]:

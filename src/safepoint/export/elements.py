@@ -157,7 +157,7 @@ def _whole(tensor: Tensor) -> Storage | None:
     (part,) = tensor.parts
     size_bytes = tensor.count * values.item_bytes(tensor)
     is_all = part.offset == 0 and size_bytes == part.storage.size_bytes and part.storage.is_little
-    return part.storage if is_all and values.in_order(part.shape, part.strides) else None
+    return part.storage if is_all and part.is_in_order else None
 
 
 def _bytes_of(storage: Storage, path: str) -> Tensor:

@@ -20,13 +20,13 @@ from safepoint.records import SaveStats
 
 Plotly = dict[str, Any]
 
-NOT_FINITE = "not-finite"
+BEYOND = "beyond"
 _SYMBOLS = {Kind.KEPT: "circle", Kind.REMOVED: "x-thin-open", Kind.EMERGENCY: "diamond"}
 _SAID = {
     Kind.KEPT: "kept",
     Kind.REMOVED: "removed",
     Kind.EMERGENCY: "left by an exception",
-    NOT_FINITE: "NaN or infinite",
+    BEYOND: "NaN or too large to draw",
 }
 _RUN_COLOURS = 7
 _DASHES = ("solid", "dash", "dot", "dashdot")
@@ -34,7 +34,10 @@ _HOVER_WIDTH = 44
 _HOVER_LINES = 4
 _HOVER_METRICS = 8
 _HEIGHT_PX = 240
-_SPREAD_FOR_LOG = 1000
+_MANY = 150
+_DENSE_PX = 5
+_DECADES_FOR_LOG = 3
+_VAST = 1e100
 _FEW_STEPS = 6
 _CLEAR = "rgba(0,0,0,0)"
 
@@ -93,11 +96,10 @@ def metric(name: str, metric_name: str, checkpoints: Sequence[Checkpoint]) -> Ch
         for number, checkpoint in enumerate(checkpoints)
         if metric_name in checkpoint.metrics and checkpoint.step is not None
     ]
-    finite = [point.y for point in points if math.isfinite(point.y)]
-    is_log = bool(finite) and min(finite) > 0 and max(finite) / min(finite) > _SPREAD_FOR_LOG
-    drawn = layout(x="step", y="log" if is_log else "")
+    finite = [point.y for point in points if _can_be_drawn(point.y)]
+    drawn = layout(x="step")
     drawn["xaxis"] |= _over_all(checkpoints)
-    drawn["yaxis"] |= {"type": "log", "dtick": 1} if is_log else {"showticklabels": bool(finite)}
+    drawn["yaxis"] |= _scale(finite)
     drawn["yaxis2"] = {"overlaying": "y", "range": [0, 1], "fixedrange": True, "visible": False}
     traces = (*_curves(points), *_markers(points, lambda point: _value(metric_name, point)), *_beyond(points))
     return Chart(name, words.text(metric_name), _about(points, finite), _legend(points), traces, drawn)
@@ -111,7 +113,7 @@ def timeline(name: str, checkpoints: Sequence[Checkpoint]) -> Chart:
         if (when := words.moment(checkpoint.time, "milliseconds"))
     ]
     drawn = layout(y="step")
-    drawn["xaxis"] |= {"type": "date"}
+    drawn["xaxis"] |= {"type": "date", "nticks": 5, "tickangle": 0}
     traces = (*_curves(points), *_markers(points, lambda point: f"saved {words.moment(point.checkpoint.time)}"))
     span = f", from {points[0].x} to {points[-1].x}" if points else ""
     about = f"The step of {len(points)} checkpoints against the time of their save{span}."
@@ -218,6 +220,14 @@ def _stacked(unit: str) -> Plotly:
     return layout(x="saves, in order", y=unit) | {"barmode": "stack", "bargap": 0.2}
 
 
+def _scale(values: Sequence[float]) -> Plotly:
+    """Return what makes an axis logarithmic where values spread over several powers of ten."""
+    if not values or min(values) <= 0:
+        return {"showticklabels": bool(values)}
+    decades = math.log10(max(values)) - math.log10(min(values))
+    return {"type": "log", "dtick": math.ceil(decades / 5)} if decades > _DECADES_FOR_LOG else {}
+
+
 def _over_all(checkpoints: Iterable[Checkpoint]) -> Plotly:
     """Return the range of the steps: the same on all charts, so that they can be compared."""
     steps = [checkpoint.step for checkpoint in checkpoints if checkpoint.step is not None]
@@ -251,7 +261,7 @@ def _about(points: Sequence[Point], finite: Sequence[float]) -> str:
         return f"{len(points)} values, none of them a finite number."
     beyond = len(points) - len(finite)
     told = f"{len(points)} values over the steps, from {words.number(min(finite))} to {words.number(max(finite))}"
-    return f"{told}; {beyond} NaN or infinite." if beyond else f"{told}."
+    return f"{told}; {beyond} NaN or too large to draw." if beyond else f"{told}."
 
 
 def _curves(points: Sequence[Point]) -> Iterator[Plotly]:
@@ -262,7 +272,7 @@ def _curves(points: Sequence[Point]) -> Iterator[Plotly]:
             "type": "scatter",
             "mode": "lines",
             "x": [point.x for point in own],
-            "y": [_finite(point.y) for point in own],
+            "y": [_drawable(point.y) for point in own],
             "line": {"color": _run_colour(position), "width": 1.5, "dash": _DASHES[position // _RUN_COLOURS % 4]},
             "opacity": 0.55,
             "hoverinfo": "skip",
@@ -272,25 +282,27 @@ def _curves(points: Sequence[Point]) -> Iterator[Plotly]:
 def _markers(points: Sequence[Point], said: Callable[[Point], str]) -> Iterator[Plotly]:
     """Yield a trace for each kind of checkpoint, those that are kept on top."""
     runs = {run: _run_colour(at) for at, run in enumerate(dict.fromkeys(point.checkpoint.run for point in points))}
+    size_px = 9 if len(points) <= _MANY else _DENSE_PX
     for kind in (Kind.REMOVED, Kind.KEPT, Kind.EMERGENCY):
-        own = [point for point in points if point.checkpoint.kind is kind and math.isfinite(point.y)]
+        own = [point for point in points if point.checkpoint.kind is kind and _can_be_drawn(point.y)]
         if not own:
             continue
         colours = {Kind.REMOVED: "--removed", Kind.EMERGENCY: "--warn"}
         marker: Plotly = {
             "symbol": _SYMBOLS[kind],
-            "size": 7 if kind is Kind.REMOVED else 9,
+            "size": size_px - 2 if kind is Kind.REMOVED else size_px,
             "color": colours.get(kind) or [runs[point.checkpoint.run] for point in own],
-            "line": {"width": 1.5, "color": colours[kind]}
-            if kind is Kind.REMOVED
-            else {"width": 1, "color": "--ground"},
         }
+        if kind is Kind.REMOVED:
+            marker["line"] = {"width": 1.5 if size_px > _DENSE_PX else 1, "color": colours[kind]}
+        else:
+            marker["line"] = {"width": 1 if size_px > _DENSE_PX else 0, "color": "--ground"}
         yield _scatter(own, [point.y for point in own], marker, said) | {"name": kind.value}
 
 
 def _beyond(points: Sequence[Point]) -> Iterator[Plotly]:
     """Yield a trace of what is NaN (at the bottom) or infinite (at the end towards which it is)."""
-    own = [point for point in points if not math.isfinite(point.y)]
+    own = [point for point in points if not _can_be_drawn(point.y)]
     if own:
         is_up = [point.y > 0 for point in own]
         marker = {
@@ -300,7 +312,7 @@ def _beyond(points: Sequence[Point]) -> Iterator[Plotly]:
             "line": {"width": 1.5, "color": "--warn"},
         }
         trace = _scatter(own, [0.97 if up else 0.03 for up in is_up], marker, lambda p: f"<b>{words.number(p.y)}</b>")
-        yield trace | {"yaxis": "y2", "name": NOT_FINITE}
+        yield trace | {"yaxis": "y2", "name": BEYOND}
 
 
 def _scatter(points: Sequence[Point], y: Sequence[float], marker: Plotly, said: Callable[[Point], str]) -> Plotly:
@@ -313,17 +325,22 @@ def _hover(numbers: Sequence[int], text: Sequence[str]) -> Plotly:
     return {"customdata": list(numbers), "said": list(text), "hoverinfo": "text"}
 
 
-def _legend(points: Iterable[Point]) -> tuple[Key, ...]:
-    points = list(points)
-    kinds = {point.checkpoint.kind for point in points if math.isfinite(point.y)}
-    colours = {Kind.KEPT: "--run-1", Kind.REMOVED: "--removed", Kind.EMERGENCY: "--warn"}
-    keys = [Key(_SYMBOLS[kind], colour, _SAID[kind]) for kind, colour in colours.items() if kind in kinds]
-    if any(not math.isfinite(point.y) for point in points):
-        keys.append(Key("triangle", "--warn", _SAID[NOT_FINITE]))
+def _legend(points: Sequence[Point]) -> tuple[Key, ...]:
+    kinds = {point.checkpoint.kind for point in points if _can_be_drawn(point.y)}
     runs = list(dict.fromkeys(point.checkpoint.run for point in points))
+    kept = "--text" if len(runs) > 1 else _run_colour(0)
+    colours = {Kind.KEPT: kept, Kind.REMOVED: "--removed", Kind.EMERGENCY: "--warn"}
+    keys = [Key(_SYMBOLS[kind], colour, _SAID[kind]) for kind, colour in colours.items() if kind in kinds]
+    if any(not _can_be_drawn(point.y) for point in points):
+        keys.append(Key("triangle", "--warn", _SAID[BEYOND]))
+    return (*keys, *_legend_of_runs(runs))
+
+
+def _legend_of_runs(runs: Sequence[str]) -> Iterator[Key]:
     if len(runs) > 1:
-        keys += [Key("line", _run_colour(at), words.text(run)) for at, run in enumerate(runs[:_RUN_COLOURS])]
-    return tuple(keys)
+        yield from (Key("line", _run_colour(at), words.text(run)) for at, run in enumerate(runs[:_RUN_COLOURS]))
+    if len(runs) > _RUN_COLOURS:
+        yield Key("", "--muted", f"and {len(runs) - _RUN_COLOURS:,} runs more")
 
 
 def layout(*, x: str = "", y: str = "") -> Plotly:
@@ -351,8 +368,12 @@ def _run_colour(position: int) -> str:
     return f"--run-{position % _RUN_COLOURS + 1}"
 
 
-def _finite(value: float) -> float | None:
-    return value if math.isfinite(value) else None
+def _can_be_drawn(value: float) -> bool:
+    return abs(value) < _VAST  # NaN is not
+
+
+def _drawable(value: float) -> float | None:
+    return value if _can_be_drawn(value) else None
 
 
 def _time_unit(longest_s: float) -> tuple[float, str]:

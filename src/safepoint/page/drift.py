@@ -153,5 +153,7 @@ def _left_out(pairs: Sequence[tuple[int, int]], shown: Sequence[tuple[int, int]]
             f"{len(pairs) - len(shown)} of {len(pairs)} pairs are left out: at most {words.size(MOST_BYTES)} are read, "
             f"and the next has {words.size(reading.refused_bytes)}. 'safepoint diff --values A B' compares any two."
         )
+    elif not shown and not reading.notes:
+        yield "The checkpoints that were compared have no weights in common."
     elif len(pairs) > MOST_PAIRS:
         yield f"The newest {MOST_PAIRS} of {len(pairs)} pairs are shown."

@@ -12,7 +12,7 @@ from safepoint.page.data import Checkpoint
 from safepoint.page.drift import Drifts
 
 _ROW_PX = 20
-_AROUND_PX = 110
+_AROUND_PX = 130
 _LONGEST_LABEL = 22
 _LEAST, _MOST = -8, 4
 """The decades that are told apart: a change beyond looks like the last of them."""
@@ -38,9 +38,12 @@ def heat_map(name: str, drift: Drifts, checkpoints: Sequence[Checkpoint]) -> Cha
         ],
         "hoverinfo": "text",
     }
-    drawn = layout(x="step of the later of two")
-    steps = [checkpoints[after].step for _, after in drift.pairs]
-    drawn["xaxis"] |= _labelled([str(step) if step is not None else "" for step in steps])
+    drawn = layout()
+    later = [checkpoints[after] for _, after in drift.pairs]
+    drawn["xaxis"] |= _labelled(_steps(later))
+    drawn["shapes"] = [
+        _between(column) for column in range(1, len(later)) if later[column - 1].run != later[column].run
+    ]
     drawn["yaxis"] |= _labelled(_short(drift.layers)) | {"autorange": "reversed", "showgrid": False}
     drawn["yaxis"]["automargin"] = True
     about = f"Relative change of {len(drift.layers)} layers between {len(drift.pairs)} pairs of successive checkpoints."
@@ -67,7 +70,7 @@ def _colour_bar(low: int, high: int) -> Plotly:
         "orientation": "h",
         "thickness": 8,
         "len": 0.6,
-        "x": 1,
+        "x": 0.97,
         "xanchor": "right",
         "y": 1,
         "yanchor": "bottom",
@@ -126,6 +129,23 @@ def _said(layer: str, share: float | None, pair: tuple[int, int], checkpoints: S
 
 def _labelled(labels: Sequence[str]) -> Plotly:
     return {"type": "linear", "tickmode": "array", "tickvals": list(range(len(labels))), "ticktext": list(labels)}
+
+
+def _steps(later: Sequence[Checkpoint]) -> list[str]:
+    """Return what is written below the columns: the step, and below the first of each run that is one of several it."""
+    runs: set[str] = set()
+    labels = []
+    for checkpoint in later:
+        step = "" if checkpoint.step is None else str(checkpoint.step)
+        labels.append(step if checkpoint.run in runs | {""} else f"{step}<br>{safe(checkpoint.run[-_LONGEST_LABEL:])}")
+        runs.add(checkpoint.run)
+    return labels
+
+
+def _between(column: int) -> Plotly:
+    """Return a line in front of a column, where another run begins."""
+    ends = {"x0": column - 0.5, "x1": column - 0.5, "y0": 0, "y1": 1, "yref": "paper"}
+    return {"type": "line", "line": {"color": "--ground", "width": 8}, **ends}
 
 
 def _short(layers: Sequence[str]) -> list[str]:

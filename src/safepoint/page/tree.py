@@ -13,7 +13,7 @@ from safepoint.anatomy import Node
 
 MOST_ROWS = 1500
 _MOST_CHILDREN = 200
-_DEEPEST = 16
+_DEEPEST = 12
 
 
 @dataclass(slots=True)

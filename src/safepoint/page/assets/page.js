@@ -15,11 +15,14 @@
   }
 
   function coloured(value, colourOf, isColour = false) {
+    const inner = (each) => coloured(each, colourOf, isColour);
     if (typeof value === "string") return isColour && value.startsWith("--") ? colourOf(value) : value;
-    if (Array.isArray(value)) return isColour ? value.map((each) => coloured(each, colourOf, true)) : value;
+    if (Array.isArray(value)) return isColour || typeof value[0] === "object" ? value.map(inner) : value;
     if (value === null || typeof value !== "object") return value;
-    const entries = Object.entries(value);
-    return Object.fromEntries(entries.map(([key, each]) => [key, coloured(each, colourOf, /color/.test(key) && key !== "colorbar")]));
+    const isColourful = (key) => /color/.test(key) && key !== "colorbar";
+    return Object.fromEntries(
+      Object.entries(value).map(([key, each]) => [key, coloured(each, colourOf, isColourful(key))]),
+    );
   }
 
   function draw() {
