@@ -73,7 +73,7 @@ def bits(tensor: torch.Tensor) -> tuple[Any, ...]:
 
 def export(source: Path, kind: Kind, **options: Any) -> Path:
     """Export into the same directory, and return where."""
-    out = source.with_suffix(kind.extension)
+    out = source.with_name(f"exported{kind.extension}")
     prepared(Order(source, out, kind, **options)).run()
     return out
 
@@ -96,11 +96,30 @@ def test_safetensors_holds_every_dtype_in_every_view(every: tuple[Path, dict[str
         assert file.metadata() == {"format": "pt"}
         for name, tensor in made.items():
             assert bits(file.get_tensor(name)) == bits(tensor), name
-    data = out.read_bytes()
-    header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
-    assert int.from_bytes(data[:8], "little") % 8 == 0
+
+
+@pytest.mark.parametrize("length", range(1, 9))
+def test_safetensors_puts_elements_at_multiples_of_their_size(tmp_path: Path, length: int) -> None:
+    """However long the header, and whatever stands in front: readers map the file and look at whole elements."""
+    made = {"b": torch.ones(3, dtype=torch.uint8), "h": torch.ones(1).half(), "d": torch.ones(1).double()}
+    made |= {"n" * length: torch.ones(1, dtype=torch.complex64), "f": torch.ones(3)}
+    torch.save(made, tmp_path / "a.pt")
+    data = export(tmp_path / "a.pt", Kind.SAFETENSORS).read_bytes()
+    header_bytes = int.from_bytes(data[:8], "little")
+    assert header_bytes % 8 == 0
+    header = json.loads(data[8 : 8 + header_bytes])
     for name, tensor in made.items():
         assert header[name]["data_offsets"][0] % tensor.itemsize == 0
+
+
+def test_export_of_many_slabs_mixes_nothing_up(tmp_path: Path) -> None:
+    """What is on its way to the disk stays as it is while the next is made: forty megabytes come back the same."""
+    made = {"a": random("float32", 3_000_000), "b": random("int16", 7), "c": random("float32", 7_000_001)}
+    torch.save(made, tmp_path / "a.pt")
+    for kind in Kind.SAFETENSORS, Kind.TORCH:
+        out = export(tmp_path / "a.pt", kind)
+        found = safetensors.torch.load_file(out) if kind is Kind.SAFETENSORS else torch.load(out, weights_only=True)
+        assert all(bits(found[name]) == bits(tensor) for name, tensor in made.items())
 
 
 @pytest.mark.parametrize("mmap", [False, True])
