@@ -74,7 +74,7 @@ def bits(tensor: torch.Tensor) -> tuple[Any, ...]:
 def export(source: Path, kind: Kind, **options: Any) -> Path:
     """Export into the same directory, and return where."""
     out = source.with_name(f"exported{kind.extension}")
-    prepared(Order(source, out, kind, **options)).run()
+    prepared(Order(source, out, kind, replace=True, **options)).run()
     return out
 
 
@@ -126,7 +126,7 @@ def test_export_of_many_slabs_mixes_nothing_up(tmp_path: Path) -> None:
 def test_torch_holds_every_dtype_as_it_lies(every: tuple[Path, dict[str, torch.Tensor]], *, mmap: bool) -> None:
     """``torch.load`` makes the very same of both files: bits, strides and offsets, on storages as long as before."""
     path, made = every
-    out = export(path, Kind.TORCH, replace=True)
+    out = export(path, Kind.TORCH)
     loaded = torch.load(out, weights_only=True, mmap=mmap)["all"]
     assert list(loaded) == list(made)
     for name, tensor in made.items():
@@ -160,7 +160,7 @@ def test_safetensors_refuses_two_numbers_without_a_dimension(tmp_path: Path) -> 
 
 def test_torch_file_is_a_whole_zip_archive(every: tuple[Path, dict[str, torch.Tensor]]) -> None:
     """Any reader of archives finds every record's CRC-32 right; no record says that it is a checkpoint of a run."""
-    with zipfile.ZipFile(export(every[0], Kind.TORCH, replace=True)) as archive:
+    with zipfile.ZipFile(export(every[0], Kind.TORCH)) as archive:
         assert archive.testzip() is None
         assert not [name for name in archive.namelist() if "safepoint" in name]
 
@@ -170,7 +170,7 @@ def test_torch_keeps_what_shares_a_storage_together(tmp_path: Path) -> None:
     one = torch.randn(6, 4)
     path = save(tmp_path, {"net": Holder(a=one, b=one, part=one[1:3], turned=one.T, other=one.clone())})
     for dtype in (None, Dtype.BFLOAT16):
-        loaded = torch.load(export(path, Kind.TORCH, dtype=dtype, replace=True), weights_only=True)["net"]
+        loaded = torch.load(export(path, Kind.TORCH, dtype=dtype), weights_only=True)["net"]
         pointers = {name: tensor.untyped_storage().data_ptr() for name, tensor in loaded.items()}
         assert len({pointers.pop("other"), *pointers.values()}) == 2
         for name, like in {"a": one, "b": one, "part": one[1:3], "turned": one.T, "other": one}.items():
@@ -294,7 +294,7 @@ def test_weights_go_into_the_module(tmp_path: Path) -> None:
     path = save(tmp_path, training.state)
     for dtype in (None, Dtype.FLOAT64):
         other = Training(seed=1).model.to(torch.float64 if dtype else torch.float32)
-        weights = torch.load(export(path, Kind.WEIGHTS, dtype=dtype, replace=True), weights_only=True)
+        weights = torch.load(export(path, Kind.WEIGHTS, dtype=dtype), weights_only=True)
         assert str(other.load_state_dict(weights)) == "<All keys matched successfully>"
         assert all(
             map(
@@ -322,11 +322,11 @@ def test_weights_of_several_modules_have_to_be_chosen(tmp_path: Path) -> None:
     ):
         export(path, Kind.WEIGHTS)
     for keys in (("critic",), ("critic.*",), ("critic.weight", "critic.bias")):
-        weights = torch.load(export(path, Kind.WEIGHTS, keys=keys, replace=True), weights_only=True)
+        weights = torch.load(export(path, Kind.WEIGHTS, keys=keys), weights_only=True)
         torch.nn.Linear(3, 1).load_state_dict(weights)
-    assert list(torch.load(export(path, Kind.WEIGHTS, except_=("actor",), replace=True))) == ["weight", "bias"]
+    assert list(torch.load(export(path, Kind.WEIGHTS, except_=("actor",)))) == ["weight", "bias"]
     with pytest.raises(ConfigurationError, match="those that are there: 'actor', 'critic'"):
-        export(path, Kind.WEIGHTS, keys=("optimizer",), replace=True)
+        export(path, Kind.WEIGHTS, keys=("optimizer",))
 
 
 def test_weights_of_no_module_are_refused(tmp_path: Path) -> None:
@@ -357,5 +357,5 @@ def test_torch_holds_the_chosen_part_of_the_tree(tmp_path: Path) -> None:
         ({"keys": ("a.*",), "except_": ("a.y",), "strip": "a"}, {"x": torch.ones(1), "z": {}}),
         ({"keys": ("a.y", "b"), "strip": "b."}, {"a": {"y": [1, torch.ones(2), 3]}, "x": 2}),
     ):
-        found = torch.load(export(path, Kind.TORCH, replace=True, **options), weights_only=True)
+        found = torch.load(export(path, Kind.TORCH, **options), weights_only=True)
         assert repr(found) == repr(wanted)
