@@ -27,7 +27,7 @@ DAMAGED = 1
 def ls(
     paths: Annotated[
         list[Path] | None,
-        typer.Argument(metavar="[PATH]...", help="Directories of runs, or checkpoints.", show_default="."),
+        typer.Argument(metavar="PATH", help="Directories of runs, or checkpoints; what is here by default."),
     ] = None,
     *,
     sort: Annotated[
@@ -46,7 +46,7 @@ def ls(
             "--filter",
             metavar="CONDITION",
             help="Only those with, say, 'val_loss<0.3', 'step>=1000', 'size>1GB', 'age<2d', 'format=lightning' or "
-            "'name=*best*'; of several, all must be true.",
+            "'name=best*'; of several, all must be true.",
         ),
     ] = None,
     removed: Annotated[bool, typer.Option("--removed", help="List the removed ones too, with why they went.")] = False,
