@@ -41,7 +41,9 @@ def heat_map(name: str, drift: Drifts, checkpoints: Sequence[Checkpoint]) -> Cha
     drawn = layout()
     later = [checkpoints[after] for _, after in drift.pairs]
     drawn["xaxis"] |= _labelled(_steps(later))
-    drawn["shapes"] = [_between(column) for column in range(1, len(later)) if later[column - 1].run != later[column].run]
+    drawn["shapes"] = [
+        _between(column) for column in range(1, len(later)) if later[column - 1].run != later[column].run
+    ]
     drawn["yaxis"] |= _labelled(_short(drift.layers)) | {"autorange": "reversed", "showgrid": False}
     drawn["yaxis"]["automargin"] = True
     about = f"Relative change of {len(drift.layers)} layers between {len(drift.pairs)} pairs of successive checkpoints."
