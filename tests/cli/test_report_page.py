@@ -18,6 +18,7 @@ from safepoint.manifest import Blob, HistoryEntry, Stats, Tensor
 from safepoint.records import Metrics
 
 EVIL = "</script><img src=x onerror=\"window.pwned='yes'\"><b>%{x}</b>&amp;<a href='https://example.com'>"
+LONG = "w" * 200
 LOSSES = (0.9, 0.7, math.nan, 0.6, 0.65, math.inf, 0.4, 0.5, 0.45, 0.47)
 
 POINTS = """() => Object.fromEntries([...document.querySelectorAll(".chart")].map((chart) => [
@@ -95,18 +96,18 @@ def hostile(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for step, time in ((1, 1.5e9), (2, 1e300), (2**61, -1e300))
     )
     for step, digest in ((3, "0" * 32), (4, "1" * 32)):
-        tensors = (Tensor(f"{EVIL}.{EVIL}", "float32", (4,), 0), Tensor("a." * 200 + "w", EVIL, (2**61, 2**61), 0))
+        tensors = (Tensor(f"{EVIL}.{LONG}", "float32", (4,), 0), Tensor("a." * 200 + "w", EVIL, (2**61, 2**61), 0))
         told = files.manifest(
             run=EVIL,
             step=step,
             time=1.5e9 + step,
-            metrics={EVIL: 0.5, "tiny": 1e-308},
-            reasons=(EVIL,),
-            history=(*history, files.told(f"{step}<img src=x>.ckpt", step)),
+            metrics={EVIL: 0.5, "tiny": 1e-308, LONG: 1.0},
+            reasons=(EVIL, LONG),
+            history=(*history, files.told(f"{step}<img src=x>{LONG}.ckpt", step)),
             storages=(Blob(16, digest),),
             tensors=tensors,
         )
-        files.write(directory / f"{step}<img src=x>.ckpt", told, (16,))
+        files.write(directory / f"{step}<img src=x>{LONG}.ckpt", told, (16,))
     (directory / f"{EVIL.replace('/', '')}.ckpt").write_bytes(b"PK\x03\x04")
     return directory
 
