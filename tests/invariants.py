@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 import safepoint
-from safepoint import entries, restore
+from safepoint import entries, pins, restore
 from safepoint.catalog import Catalog
 from safepoint.naming import TEMPORARY_PREFIX
 from safepoint.records import Record
@@ -26,11 +26,12 @@ def whole_checkpoints(directory: Path, acknowledged: Mapping[str, float] = NOTHI
     """Return the checkpoints in ``directory``, after asserting that nothing is lost, torn or astray.
 
     Each is whole: Safepoint verifies it, a plain zip reader finds no error, and PyTorch's restricted loader reads it.
-    There is nothing else, hidden temporaries of a dead writer apart. If there is any without a flaw, one is restored.
+    There is nothing else, pins and hidden temporaries of a dead writer apart. If there is any without a flaw, one is
+    restored.
     ``acknowledged`` has the names that a run was told to be durable, with their times of capture: each is there, that
     one or a later one, unless a later one is there that tells that the policy let it go.
     """
-    found = [path for path in sorted(directory.rglob("*")) if not path.is_dir() and not _is_temporary(path)]
+    found = [path for path in sorted(directory.rglob("*")) if not path.is_dir() and not _is_hidden(path)]
     for path in found:
         _assert_whole(path)
     catalog = Catalog.of(directory)
@@ -50,8 +51,8 @@ def temporaries(directory: Path) -> list[Path]:
     return sorted(path for path in directory.rglob(f"{TEMPORARY_PREFIX}*"))
 
 
-def _is_temporary(path: Path) -> bool:
-    return path.name.startswith(TEMPORARY_PREFIX)
+def _is_hidden(path: Path) -> bool:
+    return path.name.startswith(TEMPORARY_PREFIX) or path.suffix == pins.SUFFIX
 
 
 def _assert_whole(path: Path) -> None:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from safepoint import reader
+from safepoint import pins, reader
 from safepoint.archive import ForeignFileError
 from safepoint.background import Background
 from safepoint.errors import CheckpointError, plain
@@ -35,9 +35,10 @@ _NOTHING_BELOW = (*_NOTHING_THERE, errno.EACCES, errno.EPERM, errno.ENAMETOOLONG
 class Catalog:
     """The checkpoints of one directory.
 
-    ``records`` are oldest first; ``manifests`` are the summaries of theirs; ``fates`` are what the run of each has to
-    say of it, with nothing for a copy or a link that somebody made; ``unreadable`` are the other ``.ckpt`` files, each
-    with why it has no record, and ``foreign`` those of them that another program wrote.
+    ``records`` are oldest first, each pinned or not as it is by now; ``manifests`` are the summaries of theirs;
+    ``fates`` are what the run of each has to say of it, with nothing for a copy or a link that somebody made;
+    ``unreadable`` are the other ``.ckpt`` files, each with why it has no record, and ``foreign`` those of them that
+    another program wrote.
     """
 
     directory: Path
@@ -53,11 +54,11 @@ class Catalog:
 
         ``below``: in those below it, too.
         """
-        return cls.reading(directory, found_in(directory, extension, below=below))
+        return cls.reading(directory, *_scanned(directory, extension, below=below))
 
     @classmethod
-    def reading(cls, directory: Path, paths: list[Path]) -> Catalog:
-        """Read the manifests of the files at ``paths``, all of them in ``directory`` or below it."""
+    def reading(cls, directory: Path, paths: list[Path], beside: frozenset[Path]) -> Catalog:
+        """Read the manifests of the files at ``paths``, all of them in ``directory`` or below it; ``beside``: pins."""
         manifests: dict[Path, Summary] = {}
         unreadable: dict[Path, str] = {}
         foreign: set[Path] = set()
@@ -70,6 +71,8 @@ class Catalog:
             else:
                 manifests[path] = told
                 records.append(told.record(path, size_bytes))
+        if beside:
+            records = [_as_pinned(record, beside) for record in records]
         records.sort(key=_age)
         complete, fates = _with_fates(records, directory)
         return cls(directory, complete, manifests, fates, unreadable, frozenset(foreign))
@@ -115,7 +118,13 @@ def found_in(directory: Path, extension: str = EXTENSION, *, below: bool = True)
         OSError: a directory cannot be read: what is in it must not be taken for nothing.
 
     """
+    return _scanned(directory, extension, below=below)[0]
+
+
+def _scanned(directory: Path, extension: str, *, below: bool) -> tuple[list[Path], frozenset[Path]]:
+    """Return what ``found_in`` does, and the paths of what is named like a pin."""
     found: list[Path] = []
+    beside: set[Path] = set()
     pending = [str(directory)]
     while pending:
         place = pending.pop()
@@ -123,12 +132,26 @@ def found_in(directory: Path, extension: str = EXTENSION, *, below: bool = True)
             for entry in _entries(place):
                 if entry.name.endswith(extension) and not entry.name.startswith(TEMPORARY_PREFIX):
                     found.append(Path(entry.path))
+                elif entry.name.endswith(pins.SUFFIX):
+                    beside.add(Path(entry.path))
                 if below and entry.is_dir(follow_symlinks=False):
                     pending.append(entry.path)
         except OSError as error:
             if error.errno not in (_NOTHING_THERE if place == str(directory) else _NOTHING_BELOW):
                 raise
-    return sorted(found)
+    return sorted(found), frozenset(beside)
+
+
+def _as_pinned(record: Record, beside: frozenset[Path]) -> Record:
+    """Return ``record``, pinned or not as its pin says, if that is among those that lie ``beside`` checkpoints."""
+    path = record.path
+    if path.parent / pins.name_of(path.name) not in beside:
+        return record
+    from safepoint.stores.local import LocalStore
+
+    pin = pins.read(LocalStore(path.parent), path.name)
+    verdict = None if pin is None else pin.verdict(record.run, (record.time,))
+    return record if verdict is None else replace(record, pinned=verdict)
 
 
 def _entries(place: str) -> list[os.DirEntry[str]]:

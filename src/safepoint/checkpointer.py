@@ -276,6 +276,7 @@ class Checkpointer:
 
         """
         path = checkpoint.path if isinstance(checkpoint, Record) else self.directory / checkpoint
+        self._run.take_pins()
         told = self._run.ledger.explain(path, self._keep_policy, protected=self._protected)
         if told is None:
             raise ConfigurationError(f"{path} is not a checkpoint of this run: it stays, whatever keep= says.")
@@ -440,7 +441,7 @@ class Checkpointer:
         if event.kind is EventKind.EPOCH_END:
             self._check_ranked_by(metrics)
         (stem,) = decision.names
-        self._run.miss(self._run.missing())
+        self._run.take(self._run.changes())
         self._neighbours.warn_of_ranks()
         self._warn_of_signals()
         state, excluded = self._state.captured()
@@ -451,8 +452,9 @@ class Checkpointer:
             for path, record in own.items()
             if record.step == event.step and (not self._raised or (record.emergency and (record.flaw or not flaw)))
         }
+        replaceable = {path for path in same_step if not own[path].pinned}
         name = first_free(
-            stem, lambda name: self.directory / name not in same_step and self._run.taken(self.directory / name)
+            stem, lambda name: self.directory / name not in replaceable and self._run.taken(self.directory / name)
         )
         came = self._preempted if event.kind is EventKind.PREEMPTION else None
         lightened = Lightened()
@@ -481,7 +483,7 @@ class Checkpointer:
             ),
         )
         self._neighbours.warn_of_runs()
-        names = Names(name, replace=self.directory / name in same_step)
+        names = Names(name, replace=self.directory / name in replaceable)
         has_ended = self._run.save(state, snapshot, names, proposed, self._state.live)
         self._has_saved, self._last_path = True, self.directory / name
         return has_ended

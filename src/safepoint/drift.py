@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -20,6 +20,8 @@ _BLOCK_BYTES = 512 << 10
 """Small enough for two of them, and what is made of them, to stay in the processor's cache."""
 _WHOLE = "biu"
 """The kinds of numpy's dtypes of whole numbers and truth values."""
+OPTIMIZERS = ".state.*."
+"""What is in the name of what an optimizer keeps, as ``layer`` tells it, behind a dot."""
 _SLOT = re.compile(r"(?:^|(?<=\.))(state)\.\d+\.(?=[^.]+$)")
 
 
@@ -95,6 +97,14 @@ def layer(path: str) -> str:
     """
     slot, found = _SLOT.subn(r"\1.*.", path)
     return slot if found else path.rpartition(".")[0] or path
+
+
+def by_layer(paths: Sequence[str], drifts: Sequence[Drift]) -> dict[str, list[Drift]]:
+    """Return the drifts of the tensors at ``paths`` by the layer that each is of, in the order of the state."""
+    found: dict[str, list[Drift]] = {}
+    for path, drift in zip(paths, drifts, strict=True):
+        found.setdefault(layer(path), []).append(drift)
+    return found
 
 
 def _of_bits(a: Array, b: Array) -> Drift:

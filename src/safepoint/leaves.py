@@ -57,7 +57,7 @@ class Leaves:
         pending, looked_into = [tree], set[int]()
         while pending:
             value = pending.pop()
-            if type(value) is Tensor or id(value) in self._bare or id(value) in looked_into:
+            if type(value) in {Tensor, Missing} or id(value) in self._bare or id(value) in looked_into:
                 continue
             if not isinstance(value, _CONTAINERS):
                 return True

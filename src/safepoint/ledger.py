@@ -14,6 +14,7 @@ from safepoint.keep import PreservationPolicy
 from safepoint.records import Fate, Metrics, Plan, Record, SaveStats
 
 NOTHING: Mapping[Path, str] = MappingProxyType({})
+REMOVED_BY_OTHERS = "removed by somebody else"
 _NEWEST = "the newest is never removed"
 _GONE_ON = "it was saved at an exception, and the run has saved again since"
 
@@ -165,6 +166,15 @@ class Ledger:
             return replace(record, metrics={**record.metrics, **metrics}) if record.step == step else record
 
         return self._each(attached)
+
+    def with_pins(self, pinned: Collection[Path]) -> Ledger:
+        """Return the ledger in which its records of ``pinned`` are pinned, and no others."""
+
+        def told(record: Record) -> Record:
+            is_pinned = record.path in pinned
+            return record if record.pinned == is_pinned else replace(record, pinned=is_pinned)
+
+        return replace(self, records=tuple(told(record) for record in self.records))
 
     def explain(self, path: Path, policy: PreservationPolicy, *, protected: Mapping[Path, str] = NOTHING) -> str | None:
         """Say why the checkpoint at ``path`` is kept or not, and what it would take; ``None`` if it is unknown."""

@@ -22,24 +22,25 @@ from uuid import uuid4
 
 import torch
 
-from safepoint import room
+from safepoint import pins, room
 from safepoint.capture import Capture, capture, untrusted
 from safepoint.deferral import Barrier, Live
 from safepoint.errors import ConfigurationError, shortened, warn
 from safepoint.frozen import Frozen
 from safepoint.image import Layout, lay_out
 from safepoint.ledger import Ledger, Proposal
-from safepoint.manifest import FORMAT_VERSION, Blob, Manifest, Position, encoded_history
+from safepoint.manifest import ANOTHER_NAME, FORMAT_VERSION, Blob, Manifest, Position, encoded_history
 from safepoint.progress import wait_and_show
 from safepoint.ranks import rank
 from safepoint.records import Fate, Metrics, Record, encoded_metrics
+from safepoint.removal import Removal
 from safepoint.sealing import Seal
 from safepoint.staging import RING_BYTES, Pool, Staged, StagedLive, Stager, ring
 from safepoint.stores import Store
 from safepoint.stores.local import LocalStore
 from safepoint.transfer import Copier, HostBuffer
 from safepoint.when import positive_count
-from safepoint.writer import Asked, Job, Names, Outcome, Removal, Writer
+from safepoint.writer import Asked, Job, Names, Outcome, Writer
 
 OnError = Literal["raise", "warn"]
 Staging = Literal["copy", "deferred"]
@@ -362,6 +363,13 @@ class Pipeline:
         """Return the name of ``record`` relative to the directory."""
         return record.path.relative_to(self.directory).as_posix()
 
+    def verdict(self, record: Record, ledger: Ledger) -> bool | None:
+        """Return whether ``record`` of ``ledger`` is pinned, as somebody has said since; ``None`` if nobody has."""
+        if not record.path.is_relative_to(self.directory):
+            return None
+        pin = pins.read(self._store, self.name_of(record))
+        return None if pin is None else pin.verdict(record.run, self._times(record, ledger))
+
     def _record(self, part: Part, snapshot: Snapshot) -> Record:
         return self.candidate(snapshot, part.names.name) if part.proposed is None else part.proposed[1].record
 
@@ -399,9 +407,7 @@ class Pipeline:
             if part.proposed is None:
                 fates.append(Fate(record, kept=True, reason="; ".join(record.reasons)))
             fates += (
-                Fate(
-                    replace(record, path=self.directory / name), kept=True, reason=f"another name of {part.names.name}"
-                )
+                Fate(replace(record, path=self.directory / name), kept=True, reason=f"{ANOTHER_NAME}{part.names.name}")
                 for name in (*part.names.links, *part.names.symlinks)
             )
         again = {fate.record.path for fate in fates}

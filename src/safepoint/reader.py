@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import BinaryIO, NamedTuple
 
@@ -91,7 +91,8 @@ class Opened:
             paths[tensor.storage].append(tensor.path)
         called = {entry.name: f"the archive's own record {entry.name!r}" for entry in self.layout.entries}
         called |= {
-            e.name: _tensors(key, on_it) for key, (e, on_it) in enumerate(zip(self.layout.storages, paths, strict=True))
+            e.name: storage_called(key, on_it)
+            for key, (e, on_it) in enumerate(zip(self.layout.storages, paths, strict=True))
         }
         return {**called, self.layout.pickle.name: "the structure of the state (data.pkl)"}
 
@@ -172,17 +173,19 @@ def verify_open(descriptor: int) -> list[str]:
 
 
 class Origin(NamedTuple):
-    """Which run wrote a file, "" for another program, and the time of capture that its manifest tells."""
+    """Which run wrote a file, "" for another program, and what else its manifest tells: as in ``Record``."""
 
     run: str
     time: float = 0.0
+    pinned: bool = False
+    step: int = 0
 
 
 def origin_of(descriptor: int) -> Origin | None:
     """Return where an open file comes from, ``None`` if nobody can tell."""
     try:
         summary = decode_summary(archive.manifest_bytes(descriptor))
-        return Origin(summary.run, summary.time)
+        return Origin(summary.run, summary.time, summary.pinned, summary.step)
     except ForeignFileError:
         return Origin("")
     except (NotACheckpointError, OSError):
@@ -234,7 +237,8 @@ def _record_problems(checkpoint: Opened, stream: Stream, crcs: dict[str, int], s
             yield _own_bytes(entry.data_offset + entry.size_bytes)
 
 
-def _tensors(key: int, paths: list[str]) -> str:
+def storage_called(key: int | str, paths: Sequence[str]) -> str:
+    """Return what a person calls the storage ``key``, on which the tensors at ``paths`` lie."""
     if not paths:
         return f"storage {key}"
     more = f" (and {len(paths) - 1} more on its storage)" if len(paths) > 1 else ""

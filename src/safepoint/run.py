@@ -9,15 +9,15 @@ from __future__ import annotations
 import errno
 import os
 import warnings
-from collections.abc import Collection
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NamedTuple
 
 from safepoint.catalog import Catalog
 from safepoint.claim import Choose, claimed
 from safepoint.deferral import Live
 from safepoint.errors import CaptureError, CheckpointError, SaveError, warn
-from safepoint.ledger import Ledger
+from safepoint.ledger import REMOVED_BY_OTHERS, Ledger
 from safepoint.naming import EXTENSION
 from safepoint.pipeline import NOTHING_LIVE, Book, Part, Pipeline, Proposed, Snapshot
 from safepoint.reader import read_summary
@@ -43,6 +43,13 @@ class Settled:
     is_whole: bool = True
 
 
+class Changes(NamedTuple):
+    """What somebody else has done to the checkpoints of a run: which are not there any more, and which are pinned."""
+
+    missing: frozenset[Path] = frozenset()
+    pinned: frozenset[Path] = frozenset()
+
+
 class Run:
     """One run: its ledger, and its part in a pipeline. For the training thread only."""
 
@@ -51,6 +58,7 @@ class Run:
         self.directory = pipeline.directory
         self._book = Book()
         self._missed: dict[Path, Record] = {}
+        self._saved_pinned: dict[tuple[Path, float], bool] = {}
         pipeline.books.append(self._book)
 
     @property
@@ -98,22 +106,40 @@ class Run:
             lambda catalog: next((found for found in catalog.records if found.path == record.path), None), below=False
         )
 
-    def missing(self) -> frozenset[Path]:
-        """Return the durable checkpoints of the run that are not there any more: somebody else has taken them away."""
-        known = {*self._missed, *(record.path for record in self.ledger.durable)}
-        return frozenset(path for path in known if _is_gone(path))
+    def changes(self) -> Changes:
+        """Return what others have done to the checkpoints of the run: taken them away, pinned them."""
+        known = {record.path: record for record in (*self._missed.values(), *self.ledger.records)}
+        on_disk = self._missed.keys() | {record.path for record in self.ledger.durable}
+        missing = frozenset(path for path in on_disk if _is_gone(path))
+        return Changes(missing, frozenset(path for path, record in known.items() if self._is_pinned(record)))
 
-    def miss(self, missing: Collection[Path]) -> None:
-        """Let what is ``missing``, of several ranks to the first, count for no plan; call it before each is made.
+    def take(self, changes: Changes) -> None:
+        """Take ``changes``, of several ranks those that the first found, into account; call it before each plan.
 
-        Warns of what was there the last time. What has come back counts again.
+        What is missing counts for no plan, with a warning if it was there the last time; what has come back counts.
         """
+        missing = changes.missing
         back = [record for path, record in self._missed.items() if path not in missing]
         gone = {record.path: record for record in self.ledger.durable if record.path in missing}
         self._missed = {path: record for path, record in (self._missed | gone).items() if path in missing}
-        self.ledger = self.ledger.with_back(back).without(gone, "removed by somebody else")
+        ledger = self.ledger.with_back(back).without(gone, REMOVED_BY_OTHERS)
+        self.ledger = ledger.with_pins(changes.pinned)
         if gone:
             warn(_told_of_the_missing(self.directory, tuple(gone)), stacklevel=5)
+
+    def take_pins(self) -> None:
+        """Do as ``take`` does for what others have pinned."""
+        self.ledger = self.ledger.with_pins(self.changes().pinned)
+
+    def _is_pinned(self, record: Record) -> bool:
+        """Tell whether ``record`` is pinned by now; without a pin beside it, as it was saved."""
+        verdict = self.pipeline.verdict(record, self.ledger)
+        if verdict is not None or not record.pinned or record.path in self.ledger.pending:
+            return record.pinned if verdict is None else verdict
+        key = record.path, record.time
+        if key not in self._saved_pinned:
+            self._saved_pinned[key] = _was_saved_pinned(record.path)
+        return self._saved_pinned[key]
 
     def candidate(self, snapshot: Snapshot, name: str) -> Record:
         """See ``Pipeline.candidate``."""
@@ -242,6 +268,13 @@ class Run:
         error = SaveError(message)
         error.__cause__ = cause
         return error
+
+
+def _was_saved_pinned(path: Path) -> bool:
+    try:
+        return read_summary(path).pinned
+    except (CheckpointError, OSError):
+        return True  # nobody can tell
 
 
 def _is_gone(path: Path) -> bool:

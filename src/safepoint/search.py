@@ -12,7 +12,7 @@ import re
 from pathlib import Path
 from typing import NamedTuple
 
-from safepoint import archive
+from safepoint import archive, pins
 from safepoint.errors import CheckpointError
 from safepoint.naming import EXTENSION, TEMPORARY_PREFIX
 
@@ -30,10 +30,11 @@ _TRAINERS_FILES = {"trainer_state.json", "training_args.bin", "config.json", "ad
 
 
 class Found(NamedTuple):
-    """What is called like a checkpoint of Safepoint's, and what else may be one: files and directories."""
+    """What is called like a checkpoint of Safepoint's, what else may be one (files and directories), and pins."""
 
     named_as_ours: list[Path]
     others: list[Path]
+    pins: frozenset[Path]
 
 
 def found_below(directory: Path) -> Found:
@@ -46,8 +47,7 @@ def found_below(directory: Path) -> Found:
         OSError: ``directory`` cannot be read: what is in it must not be taken for nothing.
 
     """
-    ours: list[str] = []
-    others: list[str] = []
+    found = _Finding([], [], [])
     top = str(directory)
     pending = [top]
     while pending:
@@ -60,18 +60,32 @@ def found_below(directory: Path) -> Found:
                 raise
             continue
         if place != top and is_checkpoint(Path(place), [entry.name for entry in listed]):
-            others.append(place)
+            found.others.append(place)
             continue
         if place != top and place.endswith(EXTENSION):
-            ours.append(place)  # it is no file, and is to be named
+            found.ours.append(place)  # it is no file, and is to be named
         for entry in listed:
             if entry.is_dir(follow_symlinks=False):
                 pending += () if entry.name.startswith(".") else (entry.path,)
-            elif entry.name.endswith(EXTENSION):
-                ours += () if entry.name.startswith(TEMPORARY_PREFIX) else (entry.path,)
-            elif _may_be_one(entry):
-                others.append(entry.path)
-    return Found([*map(Path, sorted(ours))], [*map(Path, sorted(others))])
+            else:
+                found.take(entry)
+    return Found([*map(Path, sorted(found.ours))], [*map(Path, sorted(found.others))], frozenset(map(Path, found.pins)))
+
+
+class _Finding(NamedTuple):
+    ours: list[str]
+    others: list[str]
+    pins: list[str]
+
+    def take(self, entry: os.DirEntry[str]) -> None:
+        """Put what is no directory where it belongs."""
+        if entry.name.endswith(EXTENSION):
+            if not entry.name.startswith(TEMPORARY_PREFIX):
+                self.ours.append(entry.path)
+        elif entry.name.endswith(pins.SUFFIX):
+            self.pins.append(entry.path)
+        elif _may_be_one(entry):
+            self.others.append(entry.path)
 
 
 def is_checkpoint(directory: Path, names: list[str]) -> bool:

@@ -12,13 +12,15 @@ _DEEPEST = 32
 def subtrees(chosen: Sequence[str], every: Iterable[str]) -> dict[str, list[int]]:
     """Return the largest parts of the state all of whose paths, of ``every``, are ``chosen``, in their order.
 
-    Each has the positions in ``chosen`` of the paths in it. A part is called ``model.*``; all there is, ``*``; a path
-    that is alone in its part by its whole name.
+    Each has the positions in ``chosen`` of the paths in it, and is called ``model.*``, by all that these begin with; a
+    path that is alone in its part by its whole name.
     """
     whole, own = _counted(every), _counted(chosen)
     found: dict[str, list[int]] = {}
     for position, path in enumerate(chosen):
-        part = next((above for above in _above(path) if own[above] == whole[above] > 1), path)
+        counts = {above: own[above] for above in _above(path) if own[above] == whole[above]}
+        most = max(counts.values(), default=1)
+        part = [above for above in counts if counts[above] == most][-1] if most > 1 else path
         found.setdefault(part, []).append(position)
     return {below(part) if len(positions) > 1 else chosen[positions[0]]: positions for part, positions in found.items()}
 

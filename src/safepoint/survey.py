@@ -66,8 +66,8 @@ class Survey:
         if not path.is_dir() or is_checkpoint(path, os.listdir(path)):
             return _of_one(path)
         found = found_below(path)
-        catalog = Catalog.reading(path, found.named_as_ours)
-        runs = dict(_runs(catalog))
+        catalog = Catalog.reading(path, found.named_as_ours, found.pins)
+        runs = _runs(catalog)
         entries = [*_of_safepoint(catalog, runs)]
         entries += _others(catalog.unreadable)
         entries += _others(dict.fromkeys(found.others, ""))
@@ -130,25 +130,28 @@ def _of_one(path: Path) -> Survey:
     return Survey(path, tuple(found) or (Entry(path, path.parent, outline, record),), runs)
 
 
-def _runs(catalog: Catalog) -> Iterator[tuple[Path, Catalog]]:
-    """Yield each directory into which a run has saved, and the catalog of it.
+def _runs(catalog: Catalog) -> dict[Path, Catalog]:
+    """Return the catalogs of the directories into which runs have saved.
 
     The names in a run's history are those below its directory, which may be below the one that was asked for.
     """
-    if catalog.fates:
-        yield catalog.directory, catalog
+    found = {catalog.directory: catalog} if catalog.fates else {}
     by_parent: dict[str, list[Record]] = {}
     for record in catalog.records:
         if record.path not in catalog.fates:
             by_parent.setdefault(os.path.dirname(record.path), []).append(record)
     while by_parent:
         parent = min(by_parent)
-        records = by_parent.pop(parent)
-        run = catalog.part(Path(parent), records)
+        directory, records = Path(parent), by_parent.pop(parent)
+        run = catalog.part(directory, records)
         if not run.fates and (directory := _saved_into(records[-1])) != Path(parent):
             inside = [place for place in by_parent if place.startswith(os.path.join(directory, ""))]
-            run = catalog.part(directory, records + [record for place in inside for record in by_parent.pop(place)])
-        yield run.directory, run
+            records = [*records, *(record for place in inside for record in by_parent.pop(place))]
+            known = found[directory].records if directory in found else ()
+            run = catalog.part(directory, [*known, *records])
+        if run.fates:
+            found[directory] = run
+    return found
 
 
 def _saved_into(record: Record) -> Path:

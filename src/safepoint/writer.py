@@ -19,10 +19,11 @@ from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
-from safepoint import reader
+from safepoint import reader, removal
 from safepoint.background import Background
 from safepoint.errors import plain
 from safepoint.records import SaveStats
+from safepoint.removal import Left, Removal
 from safepoint.sealing import Seal
 from safepoint.staging import Staged
 from safepoint.stores import Chunk, Replace, Store
@@ -82,19 +83,6 @@ class Names:
 
 
 @dataclass(frozen=True, slots=True)
-class Removal:
-    """A name to be removed, unless something is there by then that none of ``runs`` wrote.
-
-    The run "" stands for another program. Where there are ``times``, it must have been captured at one of them: another
-    process may have saved under that name as the same run.
-    """
-
-    name: str
-    runs: frozenset[str]
-    times: frozenset[float] = frozenset()
-
-
-@dataclass(frozen=True, slots=True)
 class Asked:
     """How a save began: when, by ``time.perf_counter``, and how long it held training up until it was queued.
 
@@ -139,7 +127,8 @@ class Job:
 
     def is_own(self, descriptor: int) -> bool:
         """Tell whether an open file is one that the run wrote."""
-        return _is_of(self.runs, descriptor)
+        origin = reader.origin_of(descriptor)
+        return origin is not None and removal.is_of(origin, self.runs)
 
 
 @dataclass(frozen=True, slots=True)
@@ -264,8 +253,13 @@ class Writer:
             staged.sealed(seal.digest_at)  # an error here, as any in the chunks, leaves nothing of the file
             written_at_s = time.perf_counter()
 
+        def check(descriptor: int) -> None:
+            if job.verify:
+                _read_back(descriptor)
+            if names.replace or names.overwrite:
+                self._set_aside(names.name)
+
         staged.wait()
-        check = _read_back if job.verify else None
         written_bytes = _persisting(
             lambda: self._store.write(names.name, chunks(), seal.size_bytes, replace=job.replaces(names), check=check)
         )
@@ -297,26 +291,37 @@ class Writer:
         """Yield what gives each further name, and the name."""
         store = self._store
         for other in job.more:
-            yield partial(store.link, job.names.name, other.name, replace=job.replaces(other)), other.name
+            yield partial(self._give, store.link, job.names.name, other.name, job.replaces(other)), other.name
         for each in (job.names, *job.more):
             replaces = each.overwrite or job.is_own
             for name in each.links:
-                yield partial(store.link, each.name, name, replace=replaces), name
+                yield partial(self._give, store.link, each.name, name, replaces), name
             for name in each.symlinks:
-                yield partial(store.symlink, each.name, name, replace=replaces), name
+                yield partial(self._give, store.symlink, each.name, name, replaces), name
+
+    def _give(self, give: Callable[..., None], target: str, name: str, replaces: Replace) -> None:
+        if replaces is not False:
+            self._set_aside(name)
+        give(target, name, replace=replaces)
+
+    def _set_aside(self, name: str) -> None:
+        """Let what is pinned under ``name``, which is about to be taken from it, go on under another."""
+        if (aside := removal.set_aside(self._store, name)) is not None:
+            logger.warning("%s", plain(f"{name} is pinned, and is called {aside} from now on: {name} is the new one"))
 
     def _removed(self, outcome: Outcome) -> Outcome:
-        for index, removal in enumerate(outcome.job.remove):
-            is_own = partial(_is_of, removal.runs, times=removal.times)
+        pinned: list[str] = []
+        for index, wanted in enumerate(outcome.job.remove):
             try:
-                gone = _persisting(partial(self._store.remove, removal.name, is_own=is_own))
+                left = _persisting(partial(removal.remove, self._store, wanted))
             except OSError as error:
-                return replace(outcome, error=error, still_there=outcome.still_there[index:])
-            if not gone:  # nothing of ours is under that name any more
-                logger.warning(
-                    "%s is not what this run saved under that name, and was not removed", plain(removal.name)
-                )
-        return replace(outcome, still_there=())
+                return replace(outcome, error=error, still_there=(*outcome.still_there[index:], *pinned))
+            if left is Left.ANOTHERS:
+                logger.warning("%s is not what this run saved under that name, and was not removed", plain(wanted.name))
+            elif left is Left.PINNED:
+                logger.info("%s", plain(f"{wanted.name} was pinned since it was let go, and stays"))
+                pinned.append(wanted.name)
+        return replace(outcome, still_there=tuple(pinned))
 
 
 def _log_failure(future: Future[Outcome]) -> None:
@@ -337,11 +342,6 @@ def _persisting(act: Callable[[], T]) -> T:
             logger.warning("%s: trying again in %g s", plain(str(error)), wait_s)
             time.sleep(wait_s)
     return act()
-
-
-def _is_of(runs: frozenset[str], descriptor: int, *, times: frozenset[float] = frozenset()) -> bool:
-    origin = reader.origin_of(descriptor)
-    return origin is not None and origin.run in runs and (not times or origin.time in times)
 
 
 def _read_back(descriptor: int) -> None:

@@ -50,9 +50,10 @@ def test_export_calls_the_file_after_the_checkpoint(checkpoint: Path, tmp_path: 
 def test_export_says_in_one_line_what_it_left_out(checkpoint: Path, tmp_path: Path) -> None:
     """Values that are no tensors have no place among safetensors: the shortest paths to them are told."""
     result = safepoint("export", checkpoint, "--to", "safetensors", cwd=tmp_path)
-    assert result.stdout.splitlines()[1:] == [
+    assert result.stdout.splitlines()[1].startswith(
         "left out, as they are no tensors: optimizer.param_groups, safepoint.rng.python"
-    ]
+    )
+    assert len(result.stdout.splitlines()) == 2
     result = safepoint("export", checkpoint, "--to", "safetensors", "--keys", "model", "--force", cwd=tmp_path)
     assert len(result.stdout.splitlines()) == 1
 
@@ -105,8 +106,8 @@ REFUSED = {
     "a prefix of nothing": (["--strip", "modle."], "--strip 'modle.': no name that is chosen begins with it. Did you"),
     "a directory that is not there": (["-o", "nowhere/o"], "nowhere is no directory: make it"),
     "a directory": (["-o", "run"], "run is a directory: give the name of a file with -o"),
-    "itself": (["-o", "a.ckpt", "--force"], "a.ckpt is the checkpoint itself"),
-    "itself by another name": (["-o", "link.ckpt", "--force"], "link.ckpt is the checkpoint itself"),
+    "itself": (["-o", "a.ckpt", "--force"], "a.ckpt belongs to the checkpoint itself"),
+    "itself by another name": (["-o", "link.ckpt", "--force"], "link.ckpt belongs to the checkpoint itself"),
     "what is there": (["-o", "there"], "there is there already: give another name with -o, or --force"),
     "a link to nothing": (["-o", "dangling"], "dangling is there already"),
     "an unknown dtype": (["--dtype", "float12"], "float12"),

@@ -17,12 +17,14 @@ import pytest
 import torch
 from file_systems import mounted
 from nets import Net, flip, save
-from xxhash import xxh3_128
 
+from safepoint import contents, image, verify
+from safepoint.checksums import Checksums, checksums, digest
 from safepoint.errors import CheckpointError, DamagedCheckpointError
 from safepoint.export import Dtype, Kind
 from safepoint.export.job import Order, prepared
-from safepoint.manifest import Blob, Tensor
+from safepoint.export.pickled import Place, pickled
+from safepoint.manifest import Blob, Tensor, encode
 
 COMMAND = [sys.executable, "-c", "from safepoint.cli import main; main()"]
 MEASURED = (
@@ -33,13 +35,31 @@ ROW = 4096
 
 def hollow(path: Path, rows: int, *, shape: Sequence[int] = (), strides: Sequence[int] | None = None) -> Path:
     """Make a checkpoint with one tensor, ``rows`` times 4096 float32, whose storage is a hole in the file."""
-    sums, piece = xxh3_128(), bytes(ROW * 4)
+    sums, piece = Checksums(), bytes(ROW * 4)
     for _ in range(rows):
         sums.update(piece)
-    tensor = Tensor("net.weight", "float32", tuple(shape or (rows, ROW)), 0, strides=strides and tuple(strides))
-    blob = Blob(rows * ROW * 4, sums.hexdigest())
-    files.write(path, files.manifest(storages=(blob,), tensors=(tensor,)), (blob.size_bytes,))
+    shape, size_bytes = tuple(shape or (rows, ROW)), rows * ROW * 4
+    place = Place(0, rows * ROW, "float32", 0, shape, tuple(strides or (ROW, 1)))
+    state = pickled({"net": {"weight": contents.Tensor("net.weight", "float32", shape, ())}}, lambda _: place)
+    tensor = Tensor("net.weight", "float32", shape, 0, strides=strides and tuple(strides))
+    blobs = {"pickle": Blob(len(state), digest(state)), "storages": (Blob(size_bytes, sums.digest),)}
+    told = encode(files.manifest(**blobs, tensors=(tensor,)))
+    layout = image.lay_out(len(state), [size_bytes], len(told))
+    data = {layout.pickle: state, layout.manifest: told, **dict(layout.constants)}
+    crcs = {entry.name: checksums(record).crc for entry, record in data.items()} | {layout.storages[0].name: sums.crc}
+    with path.open("wb") as file:
+        for offset, record in (*image.frame(layout, crcs), *((e.data_offset, d) for e, d in data.items())):
+            file.seek(offset)
+            file.write(record)
     return path
+
+
+def test_a_hollow_checkpoint_is_one(tmp_path: Path) -> None:
+    """What the tests here export is sound, and is what ``torch.load`` takes."""
+    path = hollow(tmp_path / "a.ckpt", 300, shape=(ROW, 300), strides=(1, ROW))
+    assert verify(path) == []
+    assert torch.load(path, weights_only=True)["net"]["weight"].stride() == (1, ROW)
+    assert path.stat().st_blocks << 9 < 1 << 20
 
 
 def leaves_nothing(directory: Path, before: Sequence[Path]) -> bool:

@@ -155,6 +155,16 @@ def test_emergency_goes_once_the_run_has_saved_again() -> None:
     assert set(plan.remove.values()) == {"it was saved at an exception, and the run has saved again since"}
 
 
+def test_pins_of_others_hold_from_the_next_plan_on() -> None:
+    """What somebody has pinned since it was saved stays, and what was unpinned goes."""
+    ledger = Ledger(records=(_record("a", 1), _record("b", 2, pinned=True), _record("c", 3)))
+    ledger = ledger.with_pins({Path("a.ckpt")})
+    assert [record.pinned for record in ledger.records] == [True, False, False]
+    _, proposal = ledger.propose(_record("d", 4), keep.latest())
+    assert [record.path.stem for record in proposal.released] == ["b", "c"]
+    assert proposal.plan.keep[Path("a.ckpt")] == "pinned"
+
+
 def test_emergency_stays_where_it_is_protected_or_pinned_and_goes_where_superseded() -> None:
     """What a run was resumed from, and what is pinned, stays here, too; a later one of its step may take its place."""
     resumed, pinned = _record("e", 1, emergency="OSError"), _record("f", 2, emergency="OSError", pinned=True)

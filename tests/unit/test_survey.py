@@ -58,6 +58,19 @@ def test_survey_tells_copies_from_what_a_run_wrote(runs: Path) -> None:
     assert size_on_disk(survey.entries) == before
 
 
+def test_survey_knows_every_run_of_a_directory(runs: Path) -> None:
+    """Runs beside each other, with files that nobody speaks for, with names that lead deeper, and all at once."""
+    files.write(runs / "flat" / "other.ckpt", files.manifest(run="other", history=(told("other.ckpt", 1),)))
+    files.write(runs / "flat" / "a-copy.ckpt", files.manifest(run="gone", history=(told("else.ckpt", 1),)))
+    name = "z/deep.ckpt"
+    (runs / "flat" / "z").mkdir()
+    files.write(runs / "flat" / name, files.manifest(run="third", step=1, history=(told(name, 1),)))
+    for place in (runs, runs / "flat"):
+        found = [entry for entry in Survey.of(place).entries if entry.directory == runs / "flat"]
+        assert {entry.name for entry in found if entry.fate is None} == {"a-copy.ckpt"}
+        assert {entry.name for entry in found if entry.fate} == {"a.ckpt", "b.ckpt", "other.ckpt", name}
+
+
 def test_survey_names_what_cannot_be_read(runs: Path) -> None:
     """At the end of its directory, with why; as the only thing asked for, it is an error."""
     (runs / "flat" / "a-half.ckpt").write_bytes(b"PK\x03\x04")

@@ -69,6 +69,11 @@ def test_tree_fits_into_the_width(width: int) -> None:
     assert max(map(cells, text(state, width))) <= width
 
 
+def test_tree_of_short_names_is_led_to_them() -> None:
+    """Names that are shorter than what leads to them leave that alone."""
+    assert [line[:8] for line in text({"a": {"b": {"c": tensor(3)}}}, 100)[1:]] == ["a      f", "└ b    f", "  └ c  f"]
+
+
 def test_tree_goes_as_deep_as_asked_for() -> None:
     """What is below is counted and not shown."""
     assert len(text(STATE, 100, depth=1)) == 3

@@ -23,12 +23,13 @@ from safepoint.image import lay_out
 from safepoint.keep import PreservationPolicy
 from safepoint.manifest import Blob, Manifest
 from safepoint.pipeline import Options, Pipeline, Snapshot
+from safepoint.removal import Removal
 from safepoint.run import Run
 from safepoint.sealing import Seal
 from safepoint.staging import Pool, Stager
 from safepoint.stores.memory import MemoryStore
 from safepoint.transfer import Copier
-from safepoint.writer import Asked, Job, Names, Outcome, Removal, Writer
+from safepoint.writer import Asked, Job, Names, Outcome, Writer
 
 FULL = OSError(errno.ENOSPC, "No space left on device")
 

@@ -71,7 +71,7 @@ class Listed(msgspec.Struct, frozen=True):
     null and ``metrics`` empty if it tells none. ``size_bytes`` counts all its files. ``kept`` is what its run decided,
     null for one that no run speaks for, and ``why`` says why in words. Of Safepoint's own alone: ``run``, ``reasons``
     (why it was saved), ``pinned``, ``emergency`` (the exception at which it was saved) and ``flaw`` (why it is not gone
-    on from). ``sound`` is ``"not checked"`` without ``--verify``; ``problems`` says what is damaged.
+    on from). ``sound`` is ``"not checked"`` without ``--verify``; ``check`` and ``problems`` are those of ``verify``.
     """
 
     path: str
@@ -91,14 +91,16 @@ class Listed(msgspec.Struct, frozen=True):
     emergency: str
     flaw: str
     sound: Sound
+    check: Literal["digests", "crc-32", "structure"] | None
     problems: tuple[str, ...]
 
 
 class Unreadable(msgspec.Struct, frozen=True):
-    """What is called a checkpoint and cannot be read as one, and why."""
+    """What is called a checkpoint and cannot be read as one, and why; ``sound`` is as in a ``Listed``."""
 
     path: str
     problem: str
+    sound: Sound
 
 
 class Removed(msgspec.Struct, frozen=True):
@@ -292,3 +294,111 @@ class Report(Document, frozen=True, tag="safepoint.report/1"):
     layers: int
     pairs: int
     read_bytes: int
+
+
+class DiffSide(msgspec.Struct, frozen=True):
+    """One of the two checkpoints: ``format`` is what wrote it; what it does not tell is ``null`` or empty."""
+
+    path: str
+    format: str
+    size_bytes: int
+    time: float
+    step: int | None
+    epoch: int | None
+    metrics: dict[str, Number]
+
+
+class DiffTensor(msgspec.Struct, frozen=True):
+    """A tensor: its path in the state, dtype as torch calls it, and shape."""
+
+    path: str
+    dtype: str
+    shape: tuple[int, ...]
+
+
+class DiffDrift(msgspec.Struct, frozen=True):
+    """How far elements went, in float64.
+
+    Of ``elements``, so many are ``changed``: their bytes are others. ``norm`` is the L2 norm of the change,
+    ``base_norm`` of what was there before, ``relative`` the one by the other and ``max_abs`` the largest change (of
+    complex elements, the modulus), of elements that are finite on both sides; ``null`` where nothing is floating-point
+    or complex. ``not_finite`` are NaN or infinite in the second checkpoint.
+    """
+
+    elements: int
+    changed: int
+    norm: Number | None
+    base_norm: Number | None
+    relative: Number | None
+    max_abs: Number | None
+    not_finite: int
+
+
+class DiffPair(msgspec.Struct, frozen=True):
+    """A tensor in the first checkpoint, and the one in the second that it was compared with.
+
+    ``drift`` is ``null`` without ``--values``, and where the shapes differ or there is no data.
+    """
+
+    a: DiffTensor
+    b: DiffTensor
+    drift: DiffDrift | None
+
+
+class DiffLayer(msgspec.Struct, frozen=True):
+    """The ``drift`` of all the changed ``tensors`` of one module, or of what an optimizer keeps under one name."""
+
+    layer: str
+    tensors: int
+    drift: DiffDrift
+
+
+class DiffValue(msgspec.Struct, frozen=True):
+    """A plain value of the state: what it is in ``a`` and in ``b``, ``null`` where it is not ``there``.
+
+    What JSON does not have is told in words.
+    """
+
+    path: str
+    there: Literal["both", "a", "b"]
+    a: Any
+    b: Any
+
+
+class Diff(Document, frozen=True, tag="safepoint.diff/1"):
+    """How the checkpoint ``b`` differs from ``a``.
+
+    ``moved`` are the same elements under another path, ``reshaped`` of another shape or dtype, ``uncompared`` without
+    data that could be compared; ``same`` is how many are the same. ``prefixes``: the beginnings of paths, in ``a`` and
+    in ``b``, that were taken for the same. ``values`` are the plain values that differ, ``null`` if one of the two has
+    none. ``layers`` is ``null`` without ``--values``.
+    """
+
+    a: DiffSide
+    b: DiffSide
+    differs: bool
+    prefixes: tuple[str, str] | None
+    added: tuple[DiffTensor, ...]
+    removed: tuple[DiffTensor, ...]
+    moved: tuple[DiffPair, ...]
+    reshaped: tuple[DiffPair, ...]
+    changed: tuple[DiffPair, ...]
+    uncompared: tuple[DiffPair, ...]
+    same: int
+    values: tuple[DiffValue, ...] | None
+    hyperparameters: tuple[DiffValue, ...]
+    layers: tuple[DiffLayer, ...] | None
+
+
+class Pin(Document, frozen=True, tag="safepoint.pin/1"):
+    """Whether the checkpoint of which ``path`` is a name is ``pinned``, and whether that was ``changed`` just now.
+
+    ``record`` is the name that its run goes by, with its pin beside it; ``null`` for a copy, which no policy touches.
+    ``told`` says it in words.
+    """
+
+    path: str
+    record: str | None
+    pinned: bool
+    changed: bool
+    told: str

@@ -13,41 +13,33 @@ from safepoint.survey import Entry, size_on_disk
 
 if TYPE_CHECKING:
     from safepoint.cli import documents
-    from safepoint.cli.documents import Sound
-
-
-@dataclass(frozen=True, slots=True)
-class Checked:
-    """What reading every byte of a checkpoint has told."""
-
-    sound: Sound = "not checked"
-    problems: Sequence[str] = ()
-
-
-NOT_CHECKED = Checked()
+    from safepoint.soundness import Finding
 
 
 @dataclass(frozen=True, slots=True)
 class Listing:
-    """What is to be listed, in this order; ``removed`` is ``None`` and ``checked`` empty if that was not asked for."""
+    """What is to be listed, in this order; ``removed`` is ``None`` and ``findings`` empty if that was not asked for."""
 
     readable: Sequence[tuple[Entry, Outline]]
     unreadable: Sequence[Entry]
     removed: Sequence[Fate] | None
-    checked: Mapping[Path, Checked]
+    findings: Mapping[Path, Finding]
 
     @property
-    def is_unsound(self) -> bool:
-        """Whether something is damaged, or cannot be read at all."""
-        return bool(self.unreadable) or any(each.sound == "damaged" for each in self.checked.values())
+    def is_damaged(self) -> bool:
+        """Whether something was found to be damaged."""
+        return any(finding.verdict == "damaged" for finding in self.findings.values())
 
     def document(self) -> documents.Ls:
         """Return it as a document."""
         from safepoint.cli import documents
 
         return documents.Ls(
-            tuple(listed(*each, self.checked.get(each[0].path, NOT_CHECKED)) for each in self.readable),
-            tuple(documents.Unreadable(str(entry.path), entry.problem) for entry in self.unreadable),
+            tuple(listed(*each, self.findings.get(each[0].path)) for each in self.readable),
+            tuple(
+                documents.Unreadable(str(entry.path), entry.problem, _sound(self.findings.get(entry.path)))
+                for entry in self.unreadable
+            ),
             None if self.removed is None else tuple(map(_removed, self.removed)),
             size_on_disk(entry for entry, _ in self.readable),
         )
@@ -64,7 +56,7 @@ def why(entry: Entry) -> str:
     return f"{'pinned' if record.pinned else told}{f'; not gone on from: {record.flaw}' if record.flaw else ''}"
 
 
-def listed(entry: Entry, outline: Outline, checked: Checked = NOT_CHECKED) -> documents.Listed:
+def listed(entry: Entry, outline: Outline, finding: Finding | None = None) -> documents.Listed:
     """Return an entry, of which ``outline`` tells, as it stands in a document."""
     from safepoint.cli import documents
 
@@ -86,9 +78,14 @@ def listed(entry: Entry, outline: Outline, checked: Checked = NOT_CHECKED) -> do
         pinned=record is not None and record.pinned,
         emergency="" if record is None else record.emergency,
         flaw="" if record is None else record.flaw,
-        sound=checked.sound,
-        problems=tuple(checked.problems),
+        sound=_sound(finding),
+        check=None if finding is None else finding.check,
+        problems=() if finding is None else finding.problems,
     )
+
+
+def _sound(finding: Finding | None) -> documents.Sound:
+    return "not checked" if finding is None else finding.verdict
 
 
 def _removed(fate: Fate) -> documents.Removed:

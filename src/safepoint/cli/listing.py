@@ -12,7 +12,7 @@ import typer
 
 from safepoint.cli import output
 from safepoint.cli.columns import Column, blocks
-from safepoint.cli.listed import NOT_CHECKED, Listing, why
+from safepoint.cli.listed import Listing, why
 from safepoint.contents import Format, Outline
 from safepoint.errors import in_line
 from safepoint.survey import Entry, Sizes, sizes_on_disk
@@ -26,7 +26,7 @@ _COLUMNS = (
     Column("size", right=True),
     Column("age", right=True),
     Column("format"),
-    Column("sound"),
+    Column("sound", folds=True),
     Column("why it is kept", folds=True),
 )
 
@@ -42,12 +42,13 @@ def show(listing: Listing, paths: Sequence[Path], now: float, *, is_sorted: bool
     is_grouped = not is_alone and not is_sorted and len(directories) * _TO_A_DIRECTORY <= len(shown)
     if shown:
         heading, *rows = _table(listing, now, with_directory=not is_alone and not is_grouped)
-        output.line(heading, bold=True)
+        for line in heading.split("\n"):
+            output.line(line, bold=True)
         if is_grouped:
             _show_groups(shown, rows)
         else:
             typer.echo("\n".join(rows))  # in one go: each call is a write
-    output.line(_summary(shown) if listing.checked or not shown else f"{_summary(shown)}; not checked")
+    output.line(_summary(shown) if listing.findings or not shown else f"{_summary(shown)}; not checked")
     _show_the_rest(listing, paths)
 
 
@@ -68,9 +69,10 @@ def _show_the_rest(listing: Listing, paths: Sequence[Path]) -> None:
 
     for entry in listing.unreadable:
         output.line(f"cannot be read: {name(entry.path)}: {entry.problem}", "yellow")
-    for path, checked in listing.checked.items():
-        for problem in checked.problems:
-            output.line(f"damaged: {name(path)}: {problem}", "red")
+    for path, finding in listing.findings.items():
+        for problem in finding.problems:
+            is_damaged = finding.verdict == "damaged"
+            output.line(f"{finding.verdict}: {name(path)}: {problem}", "red" if is_damaged else "yellow")
     for fate in listing.removed or ():
         output.line(f"removed: {name(fate.record.path)} (step {fate.record.step}): {fate.reason}", dim=True)
 
@@ -90,7 +92,7 @@ def _table(listing: Listing, now: float, *, with_directory: bool) -> Iterator[st
 
 
 def _row(listing: Listing, entry: Entry, outline: Outline, now: float, *, with_directory: bool) -> tuple[str, ...]:
-    checked = listing.checked.get(entry.path, NOT_CHECKED)
+    finding = listing.findings.get(entry.path)
     return (
         in_line(str(entry.path) if with_directory else entry.name),
         "" if outline.step is None else str(outline.step),
@@ -99,7 +101,7 @@ def _row(listing: Listing, entry: Entry, outline: Outline, now: float, *, with_d
         output.size(outline.size_bytes),
         output.age(now - outline.time),
         outline.format.value,
-        "" if checked is NOT_CHECKED else checked.sound,
+        "" if finding is None else finding.worth or finding.verdict,
         in_line(why(entry)),
     )
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -9,12 +11,14 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from safepoint.cli import output
+from safepoint.cli.completion import orders
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from safepoint.cli.listed import Checked, Listing
+    from safepoint.cli.listed import Listing
     from safepoint.filters import Filter
+    from safepoint.soundness import Finding
     from safepoint.survey import Entry, Survey
 
 DAMAGED = 1
@@ -28,7 +32,12 @@ def ls(
     *,
     sort: Annotated[
         str | None,
-        typer.Option("--sort", metavar="KEY", help="By name, step, epoch, time, size, or a metric; not by directory."),
+        typer.Option(
+            "--sort",
+            metavar="KEY",
+            help="By name, step, epoch, time, size, or a metric; not by directory.",
+            autocompletion=orders,
+        ),
     ] = None,
     reverse: Annotated[bool, typer.Option("--reverse", help="The greatest first.")] = False,
     filters: Annotated[
@@ -53,8 +62,8 @@ def ls(
     Reads what tells of the tensors, never their data, and unpickles nothing. What is listed is not verified without
     '--verify'. Bytes that several names share are counted once in the sum.
 
-    EXIT STATUS: 0 if all was read; 1 if, with --verify, a checkpoint is damaged or cannot be read; 2 if a PATH is not
-    there or is a file that is no checkpoint, or a filter or key is none, or a metric that no checkpoint has.
+    EXIT STATUS: 0 if all was read; 1 if, with --verify, a checkpoint is damaged; 2 if a PATH is not there or is a file
+    that is no checkpoint, or a CONDITION or KEY is none, or is about a metric that no checkpoint has.
     """
     from safepoint.survey import Survey
 
@@ -74,7 +83,7 @@ def ls(
         from safepoint.cli import listing as text
 
         text.show(listing, paths, now, is_sorted=sort is not None)
-    if verify and listing.is_unsound:
+    if verify and listing.is_damaged:
         raise typer.Exit(DAMAGED)
 
 
@@ -102,15 +111,18 @@ def _listing(entries: Sequence[Entry], surveys: Sequence[Survey], *, removed: bo
         [(entry, entry.outline) for entry in entries if entry.outline is not None],
         [entry for entry in entries if entry.outline is None],
         [fate for survey in surveys for fate in survey.removed().values()] if removed else None,
-        {entry.path: _checked(entry) for entry in entries if entry.outline is not None} if verify else {},
+        _findings(entries) if verify else {},
     )
 
 
-def _checked(entry: Entry) -> Checked:
-    from safepoint import reader
-    from safepoint.cli.listed import Checked
+def _findings(entries: Sequence[Entry]) -> dict[Path, Finding]:
+    """Read every byte of ``entries``; what is not found any more is left out."""
+    from safepoint import soundness
+    from safepoint.cli.bar import bar
 
-    if entry.record is None:
-        return Checked("not checkable")
-    problems = reader.verify(entry.path)
-    return Checked("damaged" if problems else "sound", problems)
+    paths = [entry.path for entry in entries]
+    with (
+        bar("verifying", sum(map(soundness.size_of, paths))) as advance,
+        contextlib.closing(soundness.check_all(paths, os.cpu_count() or 1, advance)) as checks,
+    ):
+        return {finding.path: finding for finding in filter(None, checks)}

@@ -153,12 +153,11 @@ def _below(row: Row, width: int) -> Iterator[str]:
 
 
 def _titles(row: Row, width: int) -> Iterator[str]:
-    lead, next_lead = _lead(row.lead, width), _lead(row.next_lead, width)
-    room = width - cells(lead)
-    if cells(row.title) <= room:
-        yield lead + row.title
+    if cells(row.lead) + cells(row.title) <= width:
+        yield row.lead + row.title
         return
-    first, *rest = folded(row.title, room - len(_FURTHER))
+    lead, next_lead = _lead(row.lead, width), _lead(row.next_lead, width)
+    first, *rest = folded(row.title, width - cells(lead) - len(_FURTHER))
     yield lead + first
     yield from (next_lead + _FURTHER + part for part in rest)
 

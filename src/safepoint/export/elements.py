@@ -17,7 +17,7 @@ from xxhash import xxh3_128
 
 from safepoint import values
 from safepoint.contents import Part, Storage, Tensor
-from safepoint.errors import DamagedCheckpointError, shortened
+from safepoint.errors import ConfigurationError, DamagedCheckpointError, shortened
 from safepoint.export import Dtype
 
 Buffer = bytes | memoryview
@@ -59,17 +59,22 @@ def item(tensor: Tensor, dtype: str | None) -> Item:
     """Return what is written of ``tensor``: as ``dtype`` if it is floating-point, and one is given.
 
     Raises:
-        CheckpointError: its elements cannot be read, or not be converted.
+        ConfigurationError: it has no elements that could be told.
+        CheckpointError: they cannot be read, or not be converted.
 
     """
+    if tensor.count and not tensor.parts:
+        path = shortened(tensor.path)
+        raise ConfigurationError(
+            f"tensor {path!r} cannot be written ({tensor.note or 'it has no data'}): leave it out, --except {path!r}."
+        )
     if dtype is None or "float" not in tensor.dtype or tensor.dtype == dtype:
         dtype = tensor.dtype
     else:
         values.numpy_dtype(tensor)
-    found = Item(tensor, dtype)
-    if tensor.count or tensor.parts:
+    if tensor.parts:
         values.check(tensor)
-    return found
+    return Item(tensor, dtype)
 
 
 class Elements:

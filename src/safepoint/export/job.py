@@ -90,8 +90,7 @@ def prepared(order: Order) -> Job:
         OSError: the checkpoint cannot be read.
 
     """
-    origins = Origins()
-    origins.add(order.source)
+    origins = Origins(order.source)
     contents = formats.contents(order.source)
     for path in {part.storage.path for tensor in contents.tensors for part in tensor.parts}:
         origins.add(path)

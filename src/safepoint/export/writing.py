@@ -22,19 +22,25 @@ _SLAB_BYTES = 8 << 20
 
 
 class Origins:
-    """The files that are read, each as it was when it was first looked at."""
+    """What is read of a checkpoint at ``place``: files, each as it was when it was first looked at."""
 
-    def __init__(self) -> None:
+    def __init__(self, place: Path) -> None:
+        self._directory = place.resolve() if place.is_dir() else None
         self._known: dict[Path, tuple[int, ...]] = {}
+        if self._directory is None:
+            self.add(place)
 
     def add(self, path: Path) -> None:
-        """Take note of the file at ``path``, unless it is known; of a directory, the files have to be told."""
-        if path not in self._known and not path.is_dir():
+        """Take note of the file at ``path``, unless it is known."""
+        if path not in self._known:
             self._known[path] = _identity(path)
 
     def include(self, path: Path) -> bool:
-        """Tell whether what is at ``path`` is one of them, by whatever name."""
-        return path.exists() and _identity(path) in self._known.values()
+        """Tell whether what is at ``path`` is a part of the checkpoint, by whatever name."""
+        if not path.exists():
+            return False
+        is_inside = self._directory is not None and path.resolve().is_relative_to(self._directory)
+        return is_inside or _identity(path) in self._known.values()
 
     def check(self) -> None:
         """Raise a CheckpointError if one is another by now: a name such as ``last.ckpt`` leads to the next at once."""
@@ -59,7 +65,7 @@ def check_place(out: Path, origins: Origins, *, replace: bool) -> None:
     if not out.parent.is_dir():
         raise ConfigurationError(f"{out.parent} is no directory: make it, or give another name with -o.")
     if origins.include(out):
-        raise ConfigurationError(f"{out} is the checkpoint itself: give another name with -o.")
+        raise ConfigurationError(f"{out} belongs to the checkpoint itself: give another name with -o.")
     if os.path.lexists(out) and not replace:
         raise ConfigurationError(f"{out} is there already: give another name with -o, or --force to replace it.")
     if not os.access(out.parent, os.W_OK | os.X_OK):

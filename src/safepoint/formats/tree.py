@@ -24,14 +24,16 @@ _PLAIN = frozenset({type(None), bool, int, float, str, bytes, complex})
 _NAMESPACES = frozenset({"argparse.Namespace", "types.SimpleNamespace"})
 
 
-def told(made: Any) -> tuple[Any, tuple[contents.Tensor, ...]]:
+def told(made: Any, below: str = "") -> tuple[Any, tuple[contents.Tensor, ...]]:
     """Return the tree of what a walk has ``made``, and the tensors in it, in their order.
+
+    ``below``: what their paths begin with, if it is only a part of a checkpoint.
 
     Raises:
         RefusedError: it is absurdly deep or large.
 
     """
-    planting = _Planting()
+    planting = _Planting([below] if below else [])
     tree = planting.tree(made)
     return tree, tuple(planting.tensors)
 
@@ -39,9 +41,9 @@ def told(made: Any) -> tuple[Any, tuple[contents.Tensor, ...]]:
 class _Planting:
     """Makes one tree; ``done`` keeps what was met, what stands for it, and how many values are in it."""
 
-    def __init__(self) -> None:
+    def __init__(self, path: list[Any]) -> None:
         self.tensors: list[contents.Tensor] = []
-        self.path: list[Any] = []
+        self.path = path
         self.open: set[int] = set()
         self.done: dict[int, tuple[Any, Any, int]] = {}
         self.count = 0

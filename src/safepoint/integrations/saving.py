@@ -184,7 +184,7 @@ class Saving:
             owner = f"ModelCheckpoint(monitor={self.monitor!r})"
             error = MissingMetricError(self.monitor, owner, moment.values, remedy)
             raise self.framework.misconfiguration(str(error)) from error
-        self._runs.miss(trainer.strategy.broadcast(self._runs.missing()))
+        self._runs.take(trainer.strategy.broadcast(self._runs.changes()))
         snapshot, policy, protected = self._snapshot(moment), self._policy, self._protected()
         provisional = self._runs.candidate(snapshot, f"{self._stem(moment.values, self.filename)}/candidate")
         _, proposal = self._runs.ledger.propose(provisional, policy, protected=protected)
@@ -193,6 +193,7 @@ class Saving:
             replaceable = {record.path for record in proposal.released}
             if self.monitor is None and self.best_model_path:
                 replaceable.add(Path(self.best_model_path))
+            replaceable -= {record.path for record in self._runs.ledger.records if record.pinned}
             candidate = self._runs.candidate(snapshot, self._name(moment, replaceable))
         candidate = trainer.strategy.broadcast(candidate)
         if candidate is None:

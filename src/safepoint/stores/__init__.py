@@ -33,6 +33,7 @@ IsOwn = Callable[[int], bool]
 """Looks at an open file, by its descriptor, and tells whether it is the caller's to remove or to replace."""
 Replace = bool | IsOwn
 """Whether a name may be taken from what has it: never, whatever that is, or if a look at it says so."""
+NOTE_LIMIT_BYTES = 4096
 
 
 class Store(Protocol):
@@ -67,6 +68,20 @@ class Store(Protocol):
 
     def remove(self, name: str, *, is_own: IsOwn | None = None) -> bool:
         """Remove ``name``, unless ``is_own`` says no to what has it; return whether it is gone, as it may be before."""
+
+    def sync(self, name: str) -> None:
+        """Make durable whether ``name`` is there: what was removed may be back after a power cut until then."""
+
+    def note(self, name: str, data: bytes) -> None:
+        """Make a few bytes durable under ``name``, all or nothing, in the place of what has it; nothing is held."""
+
+    def noted(self, name: str) -> bytes | None:
+        """Return what ``note`` has put under ``name``, ``NOTE_LIMIT_BYTES`` of it at most; ``None`` if nothing is.
+
+        Raises:
+            OSError: something is there that cannot be read, or is no file.
+
+        """
 
     def claim(self, name: str) -> bool:
         """Hold the checkpoint ``name`` for as long as this process lives, unless another holds it; return whether."""

@@ -15,19 +15,21 @@ import fcntl
 import os
 import secrets
 import stat
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 from safepoint.errors import ConfigurationError
 from safepoint.naming import TEMPORARY_PREFIX
-from safepoint.stores import Check, Chunk, IsOwn, Replace
+from safepoint.stores import NOTE_LIMIT_BYTES, Check, Chunk, IsOwn, Replace
 from safepoint.stores.disk import Disk
 from safepoint.stores.extents import share
 from safepoint.stores.lease import Held, Lease, is_held_here
 
 _LINKS_REFUSED = (errno.EPERM, errno.EOPNOTSUPP, errno.EMLINK, errno.ENOSYS)
+_TEMPORARY_SUFFIX = ".tmp"
+_NOT_THERE = (errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG)
 _DISK = Disk()
 
 
@@ -47,6 +49,19 @@ class LocalStore:
         self, name: str, chunks: Iterable[Chunk], size_bytes: int, *, replace: Replace, check: Check | None = None
     ) -> int:
         """See ``Store.write``; shares extents where the file system can."""
+        return self._write(name, chunks, size_bytes, self._lease.take, replace=replace, check=check)
+
+    def _write(
+        self,
+        name: str,
+        chunks: Iterable[Chunk],
+        size_bytes: int,
+        take: Callable[[Held], None],
+        *,
+        replace: Replace = True,
+        check: Check | None = None,
+    ) -> int:
+        """Do as ``write`` does, and let ``take`` have the locked file."""
         final = self._parent_made(name)
         with _opened_temporary(final.parent, self._disk, unnamed=self._unnamed[final.parent]) as temporary:
             try:
@@ -64,7 +79,7 @@ class LocalStore:
             finally:
                 self._drop(temporary.place)
             self._sync_name(final, undo=is_new)
-            self._lease.take(temporary.held)
+            take(temporary.held)
         return written_bytes
 
     def link(self, target: str, name: str, *, replace: Replace = True) -> None:
@@ -104,6 +119,23 @@ class LocalStore:
         self._disk.unlink(path)
         self._lease.let_go_of_the_removed()
         return True
+
+    def sync(self, name: str) -> None:
+        """See ``Store.sync``."""
+        self._disk.sync_directory((self.directory / name).parent)
+
+    def note(self, name: str, data: bytes) -> None:
+        """See ``Store.note``: written as a checkpoint is."""
+        self._write(name, [data], len(data), Held.close)
+
+    def noted(self, name: str) -> bytes | None:
+        """See ``Store.noted``; what is no file is not opened."""
+        try:
+            return _beginning(self.directory / name)
+        except OSError as error:
+            if error.errno not in _NOT_THERE:
+                raise
+            return None
 
     def claim(self, name: str) -> bool:
         """See ``Store.claim``: it is locked."""
@@ -254,6 +286,13 @@ def _read(path: Path) -> Iterator[int]:
         os.close(descriptor)
 
 
+def _beginning(path: Path) -> bytes:
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise OSError(errno.EINVAL, "not a regular file", str(path))
+    with _read(path) as descriptor:
+        return os.pread(descriptor, NOTE_LIMIT_BYTES, 0)
+
+
 def clean(directory: Path, disk: Disk = _DISK) -> list[Path]:
     """Remove the temporaries that dead writers left in ``directory``, and return their paths.
 
@@ -270,7 +309,8 @@ def clean(directory: Path, disk: Disk = _DISK) -> list[Path]:
 def _temporaries(directory: Path) -> list[Path]:
     if not directory.is_dir():
         return []
-    return [path for path in directory.iterdir() if path.name.startswith(TEMPORARY_PREFIX)]
+    names = (path for path in directory.iterdir() if path.name.startswith(TEMPORARY_PREFIX))
+    return [path for path in names if path.suffix == _TEMPORARY_SUFFIX]  # others are notes on what is called like this
 
 
 def _removed_if_abandoned(path: Path, disk: Disk) -> bool:
@@ -296,7 +336,7 @@ def _removed_if_abandoned(path: Path, disk: Disk) -> bool:
 
 
 def _temporary_path(directory: Path) -> Path:
-    return directory / f"{TEMPORARY_PREFIX}{secrets.token_hex(8)}.tmp"
+    return directory / f"{TEMPORARY_PREFIX}{secrets.token_hex(8)}{_TEMPORARY_SUFFIX}"
 
 
 @dataclass(slots=True)

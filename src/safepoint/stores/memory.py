@@ -12,7 +12,7 @@ import threading
 from collections.abc import Callable, Iterable
 from typing import TypeVar
 
-from safepoint.stores import Check, Chunk, IsOwn, Replace, Unchanged
+from safepoint.stores import NOTE_LIMIT_BYTES, Check, Chunk, IsOwn, Replace, Unchanged
 
 Files = dict[str, bytes]
 T = TypeVar("T")
@@ -21,8 +21,8 @@ T = TypeVar("T")
 class MemoryStore:
     """Checkpoints in a dictionary, ``files``; ``durable`` is what a power cut would leave of them.
 
-    ``log`` lists the steps as (step, name): "reserve", "write", "sync", "publish", "link", "symlink", "remove" and
-    "sync_directory". Put an exception into ``failures[(step, name)]`` to have that step raise it, once, before it
+    ``log`` lists the steps as (step, name): "reserve", "write", "sync", "publish", "link", "symlink", "note", "remove"
+    and "sync_directory". Put an exception into ``failures[(step, name)]`` to have that step raise it, once, before it
     changes anything, or into ``failures_at[k]`` for the k-th step of all. ``gate`` is waited for before each write.
     """
 
@@ -71,6 +71,21 @@ class MemoryStore:
             return False
         self.files.pop(name, None)
         return True
+
+    def sync(self, name: str) -> None:
+        """See ``Store.sync``."""
+        self._step("sync_directory", name)
+        self.durable = dict(self.files)
+
+    def note(self, name: str, data: bytes) -> None:
+        """See ``Store.note``."""
+        self._step("note", name)
+        self._name(name, data, replace=True)
+
+    def noted(self, name: str) -> bytes | None:
+        """See ``Store.noted``."""
+        found = self.files.get(name)
+        return None if found is None else found[:NOTE_LIMIT_BYTES]
 
     def claim(self, name: str) -> bool:
         """See ``Store.claim``: nobody else is here."""
