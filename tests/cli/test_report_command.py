@@ -123,6 +123,36 @@ def test_report_of_several_runs(run: Path, tmp_path: Path) -> None:
     assert (document.kept, document.removed, document.runs) == (4, 2, 3)
 
 
+@OLD_TREESPEC
+def test_report_of_lightnings_own_files(tmp_path: Path) -> None:
+    """A run that Lightning's own callback saved has steps, the metric that it ranks by, and drift."""
+    callback = FRAMEWORKS[0].original(dirpath=tmp_path / "run", monitor="val_loss", save_top_k=3)
+    fit(FRAMEWORKS[0], callback)
+    document = told(tmp_path / "run", "-o", tmp_path / "page.html")
+    assert (document.kept, document.runs, document.layers, document.pairs) == (3, 1, 1, 2)
+    assert "written by Lightning" in (tmp_path / "page.html").read_text()
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_report_of_hugging_faces_directories(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The checkpoints of a ``Trainer`` are on the curves of what it logged, one for each directory."""
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    from transformers import BertConfig, BertForSequenceClassification, Trainer, TrainingArguments
+
+    sizes = {"vocab_size": 10, "hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
+    model = BertForSequenceClassification(BertConfig(**sizes, intermediate_size=8, max_position_embeddings=8))
+    arguments = TrainingArguments(
+        str(tmp_path / "run"), max_steps=3, save_steps=1, eval_steps=1, eval_strategy="steps", logging_steps=1,
+        per_device_train_batch_size=4, report_to=[], use_cpu=True, disable_tqdm=True, learning_rate=0.125,
+    )  # fmt: skip
+    data = [{"input_ids": torch.tensor([1, 2, 3]), "labels": torch.tensor(label)} for label in (0, 1, 0, 1)]
+    Trainer(model, arguments, train_dataset=data, eval_dataset=data).train()
+    document = told(tmp_path / "run", "-o", tmp_path / "page.html")
+    page = (tmp_path / "page.html").read_text()
+    assert (document.kept, document.runs, document.pairs) == (3, 1, 2)
+    assert "3 values over the steps" in page.partition(">eval_loss</h3>")[2]
+
+
 @pytest.mark.parametrize("writer", WRITERS.values(), ids=WRITERS)
 def test_report_of_other_programs_files(writer: Callable[[Path], object], tmp_path: Path) -> None:
     """What other programs wrote has a page, too, with the tree of its tensors."""
