@@ -114,7 +114,7 @@ def timeline(name: str, checkpoints: Sequence[Checkpoint]) -> Chart:
     ]
     drawn = layout(y="step")
     drawn["xaxis"] |= {"type": "date", "nticks": 5, "tickangle": 0}
-    traces = (*_curves(points), *_markers(points, lambda point: f"saved {words.moment(point.checkpoint.time)}"))
+    traces = (*_curves(points), *_markers(points, _saved))
     span = f", from {points[0].x} to {points[-1].x}" if points else ""
     about = f"The step of {len(points)} checkpoints against the time of their save{span}."
     return Chart(name, "When they were saved", about, _legend(points), traces, drawn)
@@ -154,6 +154,12 @@ def _value(metric_name: str, point: Point) -> str:
     measured = point.checkpoint.measured_at.get(metric_name)
     where = "" if measured is None else f" (measured at step {measured:,})"
     return f"<b>{safe(metric_name)} {words.number(point.y)}</b>{where}"
+
+
+def _saved(point: Point) -> str:
+    metrics = islice(point.checkpoint.metrics.items(), _HOVER_METRICS)
+    told = [f"{safe(name)} {words.number(value)}" for name, value in metrics]
+    return "<br>".join([f"<b>{words.moment(point.checkpoint.time)}</b>", *told])
 
 
 def _about(points: Sequence[Point], finite: Sequence[float]) -> str:
