@@ -10,7 +10,6 @@ import msgspec
 
 from safepoint import anatomy
 from safepoint.anatomy import Node
-from safepoint.cli import listed
 from safepoint.cli.documents import Show, ShowEntry, ShowPart, ShowRun, ShowStats, ShowTensor
 from safepoint.contents import Part, Tensor
 from safepoint.overview import Overview
@@ -51,7 +50,7 @@ def _run(overview: Overview, record: Record) -> ShowRun:
         reasons=record.reasons,
         pinned=record.pinned,
         kept=None if fate is None else fate.kept,
-        why=listed.why(overview.entry),
+        why=overview.entry.why,
         measured_at=dict(record.measured_at),
         emergency=record.emergency,
         flaw=record.flaw,
