@@ -12,9 +12,9 @@ from typing import Any
 import torch
 
 import safepoint
-from safepoint import entries, pins, restore
+from safepoint import entries, restore
 from safepoint.catalog import Catalog
-from safepoint.naming import TEMPORARY_PREFIX
+from safepoint.naming import PIN_SUFFIX, TEMPORARY_PREFIX
 from safepoint.records import Record
 from safepoint.training_state import OWN_ENTRY
 from safepoint.wanted import Wanted
@@ -52,7 +52,7 @@ def temporaries(directory: Path) -> list[Path]:
 
 
 def _is_hidden(path: Path) -> bool:
-    return path.name.startswith(TEMPORARY_PREFIX) or path.suffix == pins.SUFFIX
+    return path.name.startswith(TEMPORARY_PREFIX) or path.suffix == PIN_SUFFIX
 
 
 def _assert_whole(path: Path) -> None:

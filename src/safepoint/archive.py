@@ -90,7 +90,7 @@ def manifest_bytes(descriptor: int) -> bytes:
 
 
 def _manifest(descriptor: int) -> memoryview:
-    source = _Source(descriptor)
+    source = Source(descriptor)
     location = _locate(source)
     record = source.read(location.header_offset, location.directory_offset - location.header_offset)
     start = _data_offset(record)
@@ -101,15 +101,20 @@ def _manifest(descriptor: int) -> memoryview:
     return data
 
 
-class _Source:
-    """A file's bytes by offset, bounds checked; the last of them are read once."""
+class Source:
+    """A file's bytes by offset, bounds checked; the last of them are read once.
 
-    def __init__(self, descriptor: int) -> None:
-        self.size_bytes = os.fstat(descriptor).st_size
+    ``start`` and ``size_bytes`` are those of the archive, where it is only a part of the file.
+    """
+
+    def __init__(self, descriptor: int, start: int = 0, size_bytes: int | None = None) -> None:
+        self.start = start
+        self.size_bytes = os.fstat(descriptor).st_size if size_bytes is None else size_bytes
         self._descriptor = descriptor
         self._tail_offset = max(self.size_bytes - _TAIL_BYTES, 0)
         # Of nothing, nothing is read: files of the kernel's have no size, and some would be waited for.
-        self._tail = _read_at(descriptor, _TAIL_BYTES, self._tail_offset) if self.size_bytes else b""
+        wanted_bytes = min(_TAIL_BYTES, self.size_bytes)
+        self._tail = _read_at(descriptor, wanted_bytes, start + self._tail_offset) if wanted_bytes else b""
 
     def tail(self, limit_bytes: int) -> bytes:
         """Return at most the last ``limit_bytes``."""
@@ -123,7 +128,7 @@ class _Source:
         if offset >= self._tail_offset:
             data = self._tail[offset - self._tail_offset :][:size_bytes]
         else:
-            data = _read_at(self._descriptor, size_bytes, offset)
+            data = _read_at(self._descriptor, size_bytes, self.start + offset)
         if len(data) != size_bytes:
             raise _broken("it became shorter while it was read")
         return data
@@ -140,9 +145,9 @@ def _read_at(descriptor: int, size_bytes: int, offset: int) -> bytes:
     return data
 
 
-def _locate(source: _Source) -> _Location:
+def _locate(source: Source) -> _Location:
     """Return what the last entry of the directory says, which is the manifest's in a file of ours."""
-    start, end = _directory(source)
+    start, end = directory_of(source)
     for extra_bytes in (0, _EXTRA64.size):
         offset = end - extra_bytes - len(_NAME) - _CENTRAL.size
         if offset >= start:
@@ -156,7 +161,7 @@ def _locate(source: _Source) -> _Location:
     raise ForeignFileError("it holds no Safepoint manifest: another program wrote it")
 
 
-def _directory(source: _Source) -> tuple[int, int]:
+def directory_of(source: Source) -> tuple[int, int]:
     """Return where the directory begins and ends, as the records at the end of the archive say."""
     offset = _end_record(source)
     *_, size_bytes, start, _ = _END.unpack(source.read(offset, _END.size))
@@ -172,7 +177,7 @@ def _directory(source: _Source) -> tuple[int, int]:
     return start, end
 
 
-def _ends_with_an_entry(source: _Source, start: int, end: int) -> bool:
+def _ends_with_an_entry(source: Source, start: int, end: int) -> bool:
     """Tell whether the directory is empty or its last entry is whole; one that is damaged may have been the manifest's.
 
     It ends where the directory ends, and the header that it points to bears the same name.
@@ -193,7 +198,7 @@ def _ends_with_an_entry(source: _Source, start: int, end: int) -> bool:
     return header.startswith(b"PK\x03\x04") and header[_LOCAL.size :] == tail[name_offset:][:name_bytes]
 
 
-def _end_record(source: _Source) -> int:
+def _end_record(source: Source) -> int:
     for limit_bytes in (_TAIL_BYTES, _LONGEST_TAIL_BYTES):
         tail = source.tail(limit_bytes)
         found = tail.rfind(b"PK\x05\x06")

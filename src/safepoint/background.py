@@ -5,13 +5,16 @@ The threads are not daemons: the interpreter waits for what is still to be writt
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from typing import Generic, ParamSpec, TypeVar
 
 P = ParamSpec("P")
 T = TypeVar("T")
+R = TypeVar("R")
 
 
 class Background:
@@ -42,6 +45,25 @@ class Background:
         if self._executor is not None:
             self._executor.shutdown(wait=True)
             self._executor = None
+
+
+def each(name: str, task: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
+    """Yield what ``task`` returns for each of ``items``, in their order; as many as there are processors are at work.
+
+    Few are taken ahead, so that an error, or whoever takes no more of them, waits for those only.
+    """
+    workers = os.cpu_count() or 1
+    threads = Background(name, workers)
+    pending: deque[Future[R]] = deque()
+    try:
+        for item in items:
+            pending.append(threads.submit(task, item))
+            if len(pending) > workers:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
+    finally:
+        threads.close()
 
 
 class _Work(Generic[T]):

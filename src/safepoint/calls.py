@@ -248,7 +248,7 @@ def _counter(calls: Calls, counts: Any) -> Any:
 
 @_of("torch.Size")
 def _size(calls: Calls, sizes: Any) -> Any:
-    calls.copy(len(_checked_sizes(sizes)))
+    calls.copy(len(checked_sizes(sizes)))
     return sizes
 
 
@@ -279,7 +279,7 @@ def _tensor(
         raise RefusedError("a tensor lies on no storage")
     if metadata is not None and type(metadata) is not Dict:
         raise RefusedError("a tensor has marks of an unknown kind")
-    _check_place(storage.size_bytes * 8, storage.bits, offset, size, stride)
+    check_place(storage.size_bytes * 8, storage.bits, offset, size, stride)
     _check_hooks(hooks)
     return Tensor(_count(size), storage.bits, storage.size_bytes * 8)
 
@@ -349,7 +349,7 @@ def _sparse_tensor(calls: Calls, layout: Any, parts: Any) -> Any:
         raise RefusedError("a sparse tensor is not made of its parts")
     for part in parts:
         if type(part) is tuple:
-            _checked_sizes(part)
+            checked_sizes(part)
         elif type(part) is not Tensor and type(part) is not int:
             raise RefusedError("a sparse tensor is not made of its parts")
     for indices in [part for part in parts if type(part) is Tensor][:-1]:  # the last are the values
@@ -366,7 +366,7 @@ def _nested_tensor(_: Calls, *parts: Any) -> Any:
 
 @_of("torch._utils._rebuild_meta_tensor_no_storage")
 def _meta_tensor(_: Calls, dtype: Any, size: Any, stride: Any, __: Any) -> Any:
-    if type(dtype) is not Global or len(_checked_sizes(size)) != len(_checked_sizes(stride)):
+    if type(dtype) is not Global or len(checked_sizes(size)) != len(checked_sizes(stride)):
         raise RefusedError("a meta tensor has no shape")
     return Tensor(0)  # none that anybody could look at
 
@@ -390,9 +390,9 @@ def _wrapper(_: Calls, kind: Any, *__: Any) -> Any:
     return Trusted()
 
 
-def _check_place(storage_bits: int, bits: int, offset: Any, size: Any, stride: Any) -> None:
+def check_place(storage_bits: int, bits: int, offset: Any, size: Any, stride: Any) -> None:
     """Refuse a tensor that reaches beyond its storage, or that nobody could make a copy of."""
-    sizes, strides = _checked_sizes(size), _checked_sizes(stride)
+    sizes, strides = checked_sizes(size), checked_sizes(stride)
     if len(sizes) != len(strides) or type(offset) is not int or not 0 <= offset <= _INT64_MAX:
         raise RefusedError("a tensor has no place on its storage")
     count = _count(sizes)
@@ -418,7 +418,8 @@ def _check_attributes(calls: Calls, state: Any) -> None:
         part.frozen = True
 
 
-def _checked_sizes(sizes: Any) -> tuple[int, ...]:
+def checked_sizes(sizes: Any) -> tuple[int, ...]:
+    """Return ``sizes``, refused if they are no tuple of counts."""
     if type(sizes) is not tuple or any(type(size) is not int or not 0 <= size <= _INT64_MAX for size in sizes):
         raise RefusedError("a shape is none")
     return sizes

@@ -18,8 +18,8 @@ from safepoint import pins, reader
 from safepoint.archive import ForeignFileError
 from safepoint.background import Background
 from safepoint.errors import CheckpointError, plain
-from safepoint.manifest import HistoryEntry, Summary, decoded_history
-from safepoint.naming import EXTENSION, TEMPORARY_PREFIX
+from safepoint.manifest import HistoryEntry, Summary, decoded_fate, decoded_history
+from safepoint.naming import EXTENSION, PIN_SUFFIX, TEMPORARY_PREFIX
 from safepoint.records import Fate, Record
 
 if TYPE_CHECKING:
@@ -54,11 +54,18 @@ class Catalog:
 
         ``below``: in those below it, too.
         """
+        return cls.reading(directory, *_scanned(directory, extension, below=below))
+
+    @classmethod
+    def reading(cls, directory: Path, paths: list[Path], beside: frozenset[Path] = frozenset()) -> Catalog:
+        """Read the manifests of the files at ``paths``, all of them in ``directory`` or below it.
+
+        What lies ``beside`` them and is called like a pin is read, too.
+        """
         manifests: dict[Path, Summary] = {}
         unreadable: dict[Path, str] = {}
         foreign: set[Path] = set()
         records: list[Record] = []
-        paths, beside = _scanned(directory, extension, below=below)
         for path, size_bytes, told in _read_all(paths):
             if isinstance(told, Exception):
                 unreadable[path] = plain(str(told))
@@ -70,9 +77,14 @@ class Catalog:
         if beside:
             records = [_as_pinned(record, beside) for record in records]
         records.sort(key=_age)
-        fates = _fates(records, directory)
-        complete = tuple(_with_what_came_later(record, fates.get(record.path)) for record in records)
+        complete, fates = _with_fates(records, directory)
         return cls(directory, complete, manifests, fates, unreadable, frozenset(foreign))
+
+    def part(self, directory: Path, records: Iterable[Record]) -> Catalog:
+        """Return what there is of ``records``, some of these, for ``directory``, into which their runs have saved."""
+        complete, fates = _with_fates(sorted(records, key=_age), directory)
+        manifests = {record.path: self.manifests[record.path] for record in complete}
+        return Catalog(directory, complete, manifests, fates, {}, frozenset())
 
     def latest(self) -> Record | None:
         """Return the record saved last."""
@@ -123,7 +135,7 @@ def _scanned(directory: Path, extension: str, *, below: bool) -> tuple[list[Path
             for entry in _entries(place):
                 if entry.name.endswith(extension) and not entry.name.startswith(TEMPORARY_PREFIX):
                     found.append(Path(entry.path))
-                elif entry.name.endswith(pins.SUFFIX):
+                elif entry.name.endswith(PIN_SUFFIX):
                     beside.add(Path(entry.path))
                 if below and entry.is_dir(follow_symlinks=False):
                     pending.append(entry.path)
@@ -198,6 +210,12 @@ def _read(path: Path) -> _Reading | None:
         return _Reading(path, 0, error)
 
 
+def _with_fates(records: list[Record], directory: Path) -> tuple[tuple[Record, ...], dict[Path, Fate]]:
+    """Return ``records`` with what later ones tell of them, and their fates; as ``_fates`` does."""
+    fates = _fates(records, directory)
+    return tuple(_with_what_came_later(record, fates.get(record.path)) for record in records), fates
+
+
 def _fates(records: Iterable[Record], directory: Path) -> dict[Path, Fate]:
     """Return what the newest of each run tells of those of ``records`` that the run itself wrote under these names."""
     by_run: dict[str, list[Record]] = {}
@@ -205,10 +223,17 @@ def _fates(records: Iterable[Record], directory: Path) -> dict[Path, Fate]:
         by_run.setdefault(record.run, []).append(record)
     fates: dict[Path, Fate] = {}
     for run, own in by_run.items():
-        there = {(record.path.relative_to(directory).as_posix(), record.step) for record in own}
-        told = tuple(entry for entry in _history(own) if (entry.name, entry.step) in there)
-        fates.update((fate.record.path, fate) for fate in decoded_history(told, directory, run))
+        there = {(name_in(directory, record.path), record.step): record.path for record in own}
+        for entry in _history(own):
+            if (path := there.get((entry.name, entry.step))) is not None:
+                fates[path] = decoded_fate(entry, path, run)
     return fates
+
+
+def name_in(directory: Path, path: Path) -> str:
+    """Return what ``path``, one below ``directory``, is called there: much faster than a path tells it of itself."""
+    place = str(directory)
+    return str(path) if place == "." else str(path)[len(place.rstrip("/")) + 1 :]
 
 
 def _history(own: list[Record]) -> tuple[HistoryEntry, ...]:
@@ -224,5 +249,7 @@ def _history(own: list[Record]) -> tuple[HistoryEntry, ...]:
 def _with_what_came_later(record: Record, fate: Fate | None) -> Record:
     """Return ``record`` with what later ones tell: what was measured on its weights since, and what its save cost."""
     if fate is None or fate.record.time != record.time:
+        return record
+    if fate.record.stats is None and fate.record.metrics == record.metrics:
         return record
     return replace(record, metrics={**record.metrics, **fate.record.metrics}, stats=fate.record.stats)

@@ -57,6 +57,21 @@ class Part:
     offset: int
     strides: tuple[int, ...]
 
+    @property
+    def is_in_order(self) -> bool:
+        """Whether its elements lie one behind the other on its storage, in row-major order."""
+        return in_order(self.shape, self.strides)
+
+
+def in_order(shape: tuple[int, ...], strides: tuple[int, ...]) -> bool:
+    """Tell whether elements lie one behind the other; the stride of a dimension of one tells nothing."""
+    expected = 1
+    for length, stride in zip(reversed(shape), reversed(strides), strict=False):
+        if length != 1 and stride != expected:
+            return False
+        expected *= length
+    return True
+
 
 @dataclass(frozen=True, slots=True)
 class Tensor:

@@ -125,8 +125,12 @@ def descriptor(entry: Entry, crc: int) -> bytes:
 
 def directory(layout: Layout, crcs: dict[str, int]) -> bytes:
     """Return the central directory and its end records: everything behind the manifest's descriptor."""
-    entries = layout.entries
-    start = layout.manifest.end
+    return directory_of(layout.entries, crcs)
+
+
+def directory_of(entries: Sequence[Entry], crcs: dict[str, int]) -> bytes:
+    """Return the central directory of ``entries``, in the order of the file, and its end records: what is behind."""
+    start = entries[-1].end
     headers = b"".join(_central_header(entry, crcs[entry.name]) for entry in entries)
     return headers + _end_records(len(entries), len(headers), start)
 

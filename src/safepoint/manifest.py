@@ -230,7 +230,12 @@ def encoded_history(fates: tuple[Fate, ...], directory: Path) -> tuple[HistoryEn
 
 def decoded_history(history: tuple[HistoryEntry, ...], directory: Path, run: str) -> tuple[Fate, ...]:
     """Return the history of ``run`` as fates of records in ``directory``; of one without statistics, the size is 0."""
-    return tuple(Fate(_record(entry, directory, run), entry.kept, entry.reason) for entry in history)
+    return tuple(decoded_fate(entry, directory / entry.name, run) for entry in history)
+
+
+def decoded_fate(entry: HistoryEntry, path: Path, run: str) -> Fate:
+    """Return what the history of ``run`` tells of the checkpoint at ``path``; as ``decoded_history`` does."""
+    return Fate(_record(entry, path, run), entry.kept, entry.reason)
 
 
 class _Head(msgspec.Struct):
@@ -267,8 +272,8 @@ def _refuse_newer(format_version: int) -> None:
         )
 
 
-def _record(entry: HistoryEntry, directory: Path, run: str) -> Record:
-    path, stats = directory / entry.name, None
+def _record(entry: HistoryEntry, path: Path, run: str) -> Record:
+    stats = None
     if entry.stats is not None:
         stats = SaveStats(path=path, step=entry.step, **msgspec.structs.asdict(entry.stats))
     return Record(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import BinaryIO, NamedTuple
 
@@ -91,7 +91,8 @@ class Opened:
             paths[tensor.storage].append(tensor.path)
         called = {entry.name: f"the archive's own record {entry.name!r}" for entry in self.layout.entries}
         called |= {
-            e.name: _tensors(key, on_it) for key, (e, on_it) in enumerate(zip(self.layout.storages, paths, strict=True))
+            e.name: storage_called(key, on_it)
+            for key, (e, on_it) in enumerate(zip(self.layout.storages, paths, strict=True))
         }
         return {**called, self.layout.pickle.name: "the structure of the state (data.pkl)"}
 
@@ -202,7 +203,7 @@ def problems(checkpoint: Opened, sink: Sink | None = None) -> Iterator[str]:
         yield f"cut off: its manifest speaks of {end} bytes or more, and the file has {size}"
         return
     with contextlib.closing(direct.read_chunks(checkpoint.file.fileno(), size)) as chunks:
-        stream = _Stream(chunk for _, chunk in chunks)
+        stream = Stream(chunk for _, chunk in chunks)
         crcs: dict[str, int] = {}
         yield from _record_problems(checkpoint, stream, crcs, sink)
         expected = image.directory(checkpoint.layout, crcs)
@@ -212,7 +213,7 @@ def problems(checkpoint: Opened, sink: Sink | None = None) -> Iterator[str]:
         yield f"it has {size} bytes where {end + len(expected)} are accounted for"
 
 
-def _record_problems(checkpoint: Opened, stream: _Stream, crcs: dict[str, int], sink: Sink | None) -> Iterator[str]:
+def _record_problems(checkpoint: Opened, stream: Stream, crcs: dict[str, int], sink: Sink | None) -> Iterator[str]:
     """Take every record from ``stream``, and its CRC-32 into ``crcs``."""
     digests, keys = checkpoint.digests, {entry.name: key for key, entry in enumerate(checkpoint.layout.storages)}
     subjects: dict[str, str] = {}
@@ -236,14 +237,15 @@ def _record_problems(checkpoint: Opened, stream: _Stream, crcs: dict[str, int], 
             yield _own_bytes(entry.data_offset + entry.size_bytes)
 
 
-def _tensors(key: int, paths: list[str]) -> str:
+def storage_called(key: int | str, paths: Sequence[str]) -> str:
+    """Return what a person calls the storage ``key``, on which the tensors at ``paths`` lie."""
     if not paths:
         return f"storage {key}"
     more = f" (and {len(paths) - 1} more on its storage)" if len(paths) > 1 else ""
     return f"tensor {shortened(paths[0])!r}{more}"
 
 
-class _Stream:
+class Stream:
     """The bytes of a file in order, whatever chunks they come in; fewer if it ends early."""
 
     def __init__(self, chunks: Iterator[memoryview]) -> None:
@@ -259,6 +261,10 @@ class _Stream:
             piece, self._left = self._left[:size_bytes], self._left[size_bytes:]
             size_bytes -= len(piece)
             yield piece
+
+    def skip(self, size_bytes: int) -> int:
+        """Pass over the next ``size_bytes``; return how many there were."""
+        return sum(map(len, self.pieces(size_bytes)))
 
     def read(self, size_bytes: int) -> bytes:
         """Take the next ``size_bytes``."""

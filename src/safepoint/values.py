@@ -18,11 +18,13 @@ from numpy.typing import NDArray
 from xxhash import xxh3_128
 
 from safepoint.archive import open_regular
-from safepoint.contents import Part, Tensor
+from safepoint.contents import Part, Tensor, in_order
 from safepoint.errors import CheckpointError, NotACheckpointError, shortened
 
 BLOCK_BYTES = 8 << 20
 
+_CACHED_BYTES = 512 << 10
+"""Two pieces of this size and what is made of them stay in the processor's cache while they are looked at."""
 _STRIDED_BYTES = 64 << 20
 """How much of a tensor that is not in order is gathered at once: each time, runs of it are read from all over it."""
 _GAP_BYTES = 32 << 10
@@ -76,6 +78,11 @@ def numpy_dtype(tensor: Tensor) -> Dtype:
     raise _unreadable(tensor, f"its elements are {shortened(name)} ({why}), which cannot be told as numbers")
 
 
+def are_numbers(tensor: Tensor) -> bool:
+    """Tell whether ``blocks`` can give the elements of ``tensor``."""
+    return tensor.dtype in {*_PLAIN, *_EXTENDED, _HALVES}
+
+
 def item_bytes(tensor: Tensor) -> int:
     """Return the size of an element; raises a CheckpointError for a dtype that nobody knows."""
     if tensor.dtype in _OPAQUE:
@@ -93,8 +100,7 @@ def pieces(tensor: Tensor, most_bytes: int = BLOCK_BYTES) -> Iterator[memoryview
         OSError: a file cannot be read.
 
     """
-    size = item_bytes(tensor)
-    _check(tensor, size)
+    size = check(tensor)
     shape, parts = _flattened(tensor)
     per_piece = max(most_bytes // size, 1)
     per_box = per_piece if len(shape) == 1 else max(per_piece, _STRIDED_BYTES // size)
@@ -127,6 +133,32 @@ def blocks(tensor: Tensor, most_bytes: int = BLOCK_BYTES) -> Iterator[Array]:
             yield found.view(dtype)
 
 
+def bits(tensor: Tensor, most_bytes: int = BLOCK_BYTES) -> Iterator[Array]:
+    """Yield the elements as ``blocks`` does, whatever they are: of a dtype of their size that means nothing."""
+    carrier = _CARRIERS[item_bytes(tensor)]
+    return (np.frombuffer(piece, carrier) for piece in pieces(tensor, most_bytes))
+
+
+def side_by_side(a: Iterator[Array], b: Iterator[Array]) -> Iterator[tuple[Array, Array]]:
+    """Yield arrays of equal lengths, in order, of two that are equally long in all, however each of them is parted."""
+    right = np.empty(0)
+    for block in a:
+        left = block
+        while left.size:
+            right = right if right.size else next(b)
+            size = min(left.size, right.size)
+            yield left[:size], right[:size]
+            left, right = left[size:], right[size:]
+
+
+def equal(a: Tensor, b: Tensor) -> bool:
+    """Tell whether two tensors of one shape and dtype have the same bytes; raises what ``pieces`` raises."""
+    pairs = side_by_side(
+        *((np.frombuffer(piece, np.uint8) for piece in pieces(tensor, _CACHED_BYTES)) for tensor in (a, b))
+    )
+    return all(_is_same(left, right) for left, right in pairs)
+
+
 def digest(tensor: Tensor) -> str:
     """Return the xxh3-128 digest of the bytes that ``pieces`` yields; raises what it raises.
 
@@ -136,6 +168,12 @@ def digest(tensor: Tensor) -> str:
     for piece in pieces(tensor):
         sums.update(piece)
     return sums.hexdigest()
+
+
+def _is_same(a: Array, b: Array) -> bool:
+    whole = a.size // 8 * 8
+    words = (a[:whole].view(np.uint64), b[:whole].view(np.uint64))  # an eighth of the work
+    return np.array_equal(*words) and np.array_equal(a[whole:], b[whole:])
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,8 +188,14 @@ class _Box:
         return math.prod(self.shape)
 
 
-def _check(tensor: Tensor, size: int) -> None:
-    """Refuse a tensor of which its file says what cannot be."""
+def check(tensor: Tensor) -> int:
+    """Return the size of an element; refuse a tensor that has no data, or of which its file says what cannot be.
+
+    Raises:
+        CheckpointError: says which, and why. Nothing has been read.
+
+    """
+    size = item_bytes(tensor)
     if not tensor.parts:
         raise _unreadable(tensor, tensor.note or "it has no data")
     if len(tensor.shape) > _MOST_DIMENSIONS or any(length < 0 for length in tensor.shape):
@@ -165,6 +209,7 @@ def _check(tensor: Tensor, size: int) -> None:
     stored = sum(storage.size_bytes for storage in {part.storage for part in tensor.parts})
     if tensor.count * size > max(stored, _ABSURD_BYTES):
         raise _unreadable(tensor, "it is absurdly large")
+    return size
 
 
 def _check_part(tensor: Tensor, part: Part, size: int) -> None:
@@ -186,20 +231,10 @@ def _span(shape: tuple[int, ...], strides: tuple[int, ...]) -> int:
 def _flattened(tensor: Tensor) -> tuple[tuple[int, ...], tuple[Part, ...]]:
     """Return its shape and parts; of one that lies in one piece, as of a tensor of one dimension."""
     first = tensor.parts[0]
-    if len(tensor.parts) == 1 and (not tensor.shape or _in_order(first.shape, first.strides)):
+    if len(tensor.parts) == 1 and first.is_in_order:
         count = tensor.count
         return (count,), (Part((0,), (count,), first.storage, first.offset, (1,)),)
     return tensor.shape, tensor.parts
-
-
-def _in_order(shape: tuple[int, ...], strides: tuple[int, ...]) -> bool:
-    """Tell whether elements lie one behind the other; the stride of a dimension of one tells nothing."""
-    expected = 1
-    for length, stride in zip(reversed(shape), reversed(strides), strict=True):
-        if length != 1 and stride != expected:
-            return False
-        expected *= length
-    return True
 
 
 def _boxes(shape: tuple[int, ...], most: int) -> Iterator[_Box]:
@@ -264,7 +299,7 @@ class _Source:
 def _gather(source: _Source, target: Array, offset: int, strides: tuple[int, ...]) -> None:
     """Read what lies close together in one go; part what does not, along the dimension of the widest stride."""
     size = target.itemsize
-    if target.flags.c_contiguous and _in_order(target.shape, strides):
+    if target.flags.c_contiguous and in_order(target.shape, strides):
         source.read(target.reshape(-1).view(np.uint8), offset * size)
         return
     axis = max((a for a in range(target.ndim) if target.shape[a] > 1), key=lambda a: strides[a])

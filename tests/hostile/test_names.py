@@ -40,7 +40,7 @@ def test_history_that_names_what_lies_elsewhere_is_refused(tmp_path: Path, name:
     with pytest.raises(safepoint.NotACheckpointError, match="a name in its history"):
         reader.read_history(path)
     assert Catalog.of(tmp_path).history("run") == ()
-    ls(tmp_path, removed=True)
+    ls([tmp_path], removed=True)
 
 
 def test_run_that_goes_on_from_a_forged_history_removes_nothing_else(tmp_path: Path) -> None:

@@ -194,7 +194,7 @@ def test_file_that_shrinks_meanwhile_is_refused(path: Path) -> None:
     files.write(path, long)
     descriptor = archive.open_regular(path)
     try:
-        source = archive._Source(descriptor)
+        source = archive.Source(descriptor)
         os.truncate(path, 100)
         with pytest.raises(NotACheckpointError, match="shorter"):
             source.read(0, 4096)

@@ -5,12 +5,16 @@ Imports no torch, and never unpickles.
 
 from __future__ import annotations
 
+import gc
 import importlib.util
 import io
 import sys
 
 UNUSABLE = 2
 """The exit code for what cannot be looked at."""
+
+_OBJECTS = 100_000
+"""Made between two searches for garbage: what a command makes lives as long as it, and searching a list takes long."""
 
 
 def main() -> None:
@@ -22,6 +26,7 @@ def main() -> None:
     if missing:
         sys.stderr.write(f"safepoint: the command line needs {' and '.join(missing)}: pip install 'safepoint[cli]'\n")
         sys.exit(UNUSABLE)
+    gc.set_threshold(_OBJECTS)
     from safepoint.cli.app import app
     from safepoint.errors import SafepointError, in_line
 

@@ -26,12 +26,19 @@ class Column:
 
 def lines(columns: Sequence[Column], rows: Sequence[Sequence[str]], width: int) -> Iterator[str]:
     """Yield the heading and the rows, in at most ``width`` cells where the columns that fold leave that choice."""
+    for block in blocks(columns, rows, width):
+        yield from block.split("\n")
+
+
+def blocks(columns: Sequence[Column], rows: Sequence[Sequence[str]], width: int) -> Iterator[str]:
+    """Yield what ``lines`` does, the heading and each row in one: several lines, where it is folded."""
     headed = [[column.heading for column in columns], *rows]
-    widths = _widths(columns, [max(map(cells, column)) for column in zip(*headed, strict=True)], width)
+    natural = [max(map(cells, column)) for column in zip(*headed, strict=True)]
+    widths = _widths(columns, natural, width)
     for row in headed:
-        if any(map(_exceeds, row, widths)):
-            folded = zip_longest(*map(_folded, row, widths), fillvalue="")
-            yield from (_line(columns, part, widths) for part in folded)
+        if widths != natural and any(map(_exceeds, row, widths)):
+            parts = zip_longest(*map(folded, row, widths), fillvalue="")
+            yield "\n".join(_line(columns, part, widths) for part in parts)
         else:
             yield _line(columns, row, widths)
 
@@ -67,7 +74,7 @@ def _widths(columns: Sequence[Column], natural: list[int], width: int) -> list[i
     return widths
 
 
-def _folded(text: str, width: int) -> list[str]:
+def folded(text: str, width: int) -> list[str]:
     """Return ``text`` in parts of at most ``width`` cells, parted at spaces where there are any."""
     parts: list[str] = []
     for word in text.split(" "):
@@ -89,12 +96,13 @@ def _chopped(word: str, width: int) -> list[str]:
 
 
 def _line(columns: Sequence[Column], row: Iterable[str], widths: Sequence[int]) -> str:
-    padded = (
-        _padded(text, width, right=column.right) for column, text, width in zip(columns, row, widths, strict=True)
-    )
-    return _GAP.join(padded).rstrip()
+    parts = (padded(text, width, right=column.right) for column, text, width in zip(columns, row, widths, strict=True))
+    return _GAP.join(parts).rstrip()
 
 
-def _padded(text: str, width: int, *, right: bool) -> str:
+def padded(text: str, width: int, *, right: bool) -> str:
+    """Return ``text`` with spaces behind it, or in front, as many as ``width`` cells take."""
+    if text.isascii():
+        return text.rjust(width) if right else text.ljust(width)
     padding = " " * (width - cells(text))
     return padding + text if right else text + padding

@@ -1,114 +1,128 @@
-"""``safepoint ls``: what checkpoints a directory holds, and why each is kept."""
+"""``safepoint ls``: what checkpoints there are in a tree, whoever wrote them, and why each is kept."""
 
 from __future__ import annotations
 
 import contextlib
 import os
 import time
-from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from safepoint.cli import output
-from safepoint.errors import in_line
+from safepoint.cli.completion import orders
 
 if TYPE_CHECKING:
-    from safepoint.catalog import Catalog
-    from safepoint.records import Fate, Record
+    from collections.abc import Sequence
+
+    from safepoint.cli.listed import Listing
+    from safepoint.filters import Filter
+    from safepoint.soundness import Finding
+    from safepoint.survey import Entry, Survey
+
+DAMAGED = 1
 
 
 def ls(
-    directory: Annotated[Path, typer.Argument(help="The directory of a run.", show_default=False)],
+    paths: Annotated[
+        list[Path] | None,
+        typer.Argument(metavar="[PATH]...", help="Directories of runs, or checkpoints.", show_default="."),
+    ] = None,
     *,
+    sort: Annotated[
+        str | None,
+        typer.Option(
+            "--sort",
+            metavar="KEY",
+            help="By name, step, epoch, time, size, or a metric; not by directory.",
+            autocompletion=orders,
+        ),
+    ] = None,
+    reverse: Annotated[bool, typer.Option("--reverse", help="The greatest first.")] = False,
+    filters: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--filter",
+            metavar="CONDITION",
+            help="Only those with, say, 'val_loss<0.3', 'step>=1000', 'size>1GB', 'age<2d', 'format=lightning' or "
+            "'name=*best*'; of several, all must be true.",
+        ),
+    ] = None,
     removed: Annotated[bool, typer.Option("--removed", help="List the removed ones too, with why they went.")] = False,
+    verify: Annotated[bool, typer.Option("--verify", help="Read every byte, and say which are sound.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print a document, safepoint.ls/1.")] = False,
 ) -> None:
-    """List the checkpoints in DIRECTORY, oldest first: name, step, epoch, metrics, size, age, and why each is kept.
+    """List the checkpoints at each PATH and below it: name, step, epoch, metrics, size, age, and why each is kept.
 
-    Reads manifests only, never tensor data, and unpickles nothing. What is listed is not verified: see 'safepoint
-    verify'.
+    By directory, and there from the oldest to the newest. Other programs' files are listed beside Safepoint's: those of
+    Lightning and torch.save, safetensors, and directories of torch.distributed.checkpoint and Hugging Face. Hidden
+    directories are looked into only if given, and links to directories never.
 
-    EXIT STATUS: 0 if the directory was read; 2 if it is not there or is no directory.
+    Reads what tells of the tensors, never their data, and unpickles nothing. What is listed is not verified without
+    '--verify'. Bytes that several names share are counted once in the sum.
+
+    EXIT STATUS: 0 if all was read; 1 if, with --verify, a checkpoint is damaged; 2 if a PATH is not there or is a file
+    that is no checkpoint, or a CONDITION or KEY is none, or is about a metric that no checkpoint has.
     """
-    from safepoint.catalog import Catalog
+    from safepoint.survey import Survey
 
-    if not output.existing(directory).is_dir():
-        output.fail(f"{directory} is a file; give its directory, or check it with 'safepoint verify {directory}'.")
-    try:
-        catalog = Catalog.of(directory)
-    except OSError as error:
-        output.fail(f"{directory} cannot be read: {error.strerror or error}.")
-    if catalog.records:
-        heading, *rows = _table(catalog)
-        output.line(heading, bold=True)
-        typer.echo("\n".join(rows))  # in one go: each call is a write
-    output.line(_summary(catalog))
-    for path, problem in catalog.unreadable.items():
-        output.line(f"not Safepoint's: {path.relative_to(directory)}: {problem}", "yellow")
-    if removed:
-        for path, fate in _removed(catalog).items():
-            output.line(f"removed: {path.relative_to(directory)} (step {fate.record.step}): {fate.reason}", dim=True)
-
-
-def _table(catalog: Catalog) -> Iterator[str]:
-    from safepoint.cli.columns import Column, lines
-
-    columns = (
-        Column("name", folds=True),
-        Column("step", right=True),
-        Column("epoch", right=True),
-        Column("metrics", folds=True),
-        Column("size", right=True),
-        Column("age", right=True),
-        Column("why it is kept", folds=True),
-    )
     now = time.time()
-    rows = [_row(record, catalog, now) for record in catalog.records]
-    return lines(columns, rows, output.width())
+    conditions = _parsed(filters or [])
+    paths = [output.existing(path) for path in paths or [Path()]]
+    surveys = [Survey.of(path) for path in paths]
+    entries = list({entry.path: entry for survey in surveys for entry in survey.entries}.values())
+    if conditions or sort is not None:
+        entries = _chosen(entries, conditions, now, sort, is_reversed=reverse)
+    elif reverse:
+        entries.reverse()
+    listing = _listing(entries, surveys, removed=removed, verify=verify)
+    if as_json:
+        output.document(listing.document())
+    else:
+        from safepoint.cli import listing as text
+
+        text.show(listing, paths, now, is_sorted=sort is not None)
+    if verify and listing.is_damaged:
+        raise typer.Exit(DAMAGED)
 
 
-def _row(record: Record, catalog: Catalog, now: float) -> tuple[str, ...]:
-    return (
-        in_line(record.path.relative_to(catalog.directory).as_posix()),
-        str(record.step),
-        str(record.epoch),
-        in_line(output.metrics(record.metrics)),
-        output.size(record.size_bytes),
-        output.age(now - record.time),
-        in_line(_why(record, catalog.fates.get(record.path))),
+def _parsed(filters: Sequence[str]) -> list[Filter]:
+    if not filters:
+        return []
+    from safepoint.filters import parsed
+
+    return [parsed(each) for each in filters]
+
+
+def _chosen(
+    entries: Sequence[Entry], filters: Sequence[Filter], now: float, sort: str | None, *, is_reversed: bool
+) -> list[Entry]:
+    from safepoint import choice
+
+    chosen = choice.filtered(entries, filters, now)
+    return chosen if sort is None else choice.ordered(chosen, sort, is_reversed=is_reversed)
+
+
+def _listing(entries: Sequence[Entry], surveys: Sequence[Survey], *, removed: bool, verify: bool) -> Listing:
+    from safepoint.cli.listed import Listing
+
+    return Listing(
+        [(entry, entry.outline) for entry in entries if entry.outline is not None],
+        [entry for entry in entries if entry.outline is None],
+        [fate for survey in surveys for fate in survey.removed().values()] if removed else None,
+        _findings(entries) if verify else {},
     )
 
 
-def _why(record: Record, fate: Fate | None) -> str:
-    if record.pinned:
-        return "pinned"
-    if fate is None:
-        return "copied or renamed by hand: no policy touches it"
-    flaw = f"; not gone on from: {record.flaw}" if record.flaw else ""
-    return f"{fate.reason}{flaw}" if fate.kept else f"to be removed by its run: {fate.reason}"
+def _findings(entries: Sequence[Entry]) -> dict[Path, Finding]:
+    """Read every byte of ``entries``; what is not found any more is left out."""
+    from safepoint import soundness
+    from safepoint.cli.bar import bar
 
-
-def _removed(catalog: Catalog) -> dict[Path, Fate]:
-    """Return what was removed since, by its path, as the newest checkpoint of each run tells."""
-    told = (fate for run in catalog.runs() for fate in catalog.history(run))
-    return {fate.record.path: fate for fate in told if fate.record.path not in catalog.manifests}
-
-
-def _statuses(paths: Iterable[Path]) -> Iterator[os.stat_result]:
-    """Yield the status of each file, but for those that a running job has removed by now."""
-    for path in paths:
-        with contextlib.suppress(FileNotFoundError):
-            yield path.stat()
-
-
-def _summary(catalog: Catalog) -> str:
-    """Return the count and the bytes on disk, those of several names for one file counted once."""
-    there = list(_statuses(catalog.manifests))
-    files = {(status.st_dev, status.st_ino): status.st_size for status in there}
-    names = len(there)
-    if not names:
-        return "no checkpoints"
-    one = f"{names} checkpoint{'s' if names > 1 else ''}"
-    shared = f" ({len(files)} files, some with several names)" if len(files) < names else ""
-    return f"{one}{shared}, {output.size(sum(files.values()))} on disk"
+    paths = [entry.path for entry in entries]
+    with (
+        bar("verifying", sum(map(soundness.size_of, paths))) as advance,
+        contextlib.closing(soundness.check_all(paths, os.cpu_count() or 1, advance)) as checks,
+    ):
+        return {finding.path: finding for finding in filter(None, checks)}

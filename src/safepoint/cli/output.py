@@ -32,6 +32,9 @@ def width() -> int:
 
 def line(text: str, colour: str | None = None, *, bold: bool | None = None, dim: bool | None = None) -> None:
     """Print one line to standard output, styled if that is a terminal and the user has not set ``NO_COLOR``."""
+    if colour is None and not bold and not dim:
+        typer.echo(in_line(text))
+        return
     typer.secho(in_line(text), fg=colour, bold=bold, dim=dim, color=False if os.environ.get("NO_COLOR") else None)
 
 
@@ -39,12 +42,22 @@ def document(found: Document) -> None:
     """Print a document as JSON, in one line, to standard output."""
     import msgspec
 
-    typer.echo(msgspec.json.encode(found).decode())
+    try:
+        typer.echo(msgspec.json.encode(found).decode())
+    except UnicodeEncodeError:  # a file's name that is no Unicode
+        import json
+
+        typer.echo(json.dumps(msgspec.to_builtins(found)))
+
+
+def note(message: str) -> None:
+    """Print one line to standard error, and go on."""
+    typer.echo(in_line(f"safepoint: {message}"), err=True)
 
 
 def fail(message: str) -> NoReturn:
     """Print one line to standard error and end with exit code 2."""
-    typer.echo(in_line(f"safepoint: {message}"), err=True)
+    note(message)
     raise typer.Exit(UNUSABLE)
 
 

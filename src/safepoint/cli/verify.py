@@ -2,56 +2,122 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import contextlib
+import os
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from safepoint.cli import output
+from safepoint.errors import in_line
+
+if TYPE_CHECKING:
+    from safepoint.cli.documents import Verify
+    from safepoint.soundness import Finding, Verdict
 
 DAMAGED = 1
+INTERRUPTED = 130
+_MOST_JOBS = 8
+_UNSOUND: dict[Verdict, str] = {"damaged": "not sound", "not checkable": "cannot be checked"}
 
 
 def verify(
-    paths: Annotated[list[Path], typer.Argument(help="Checkpoints, or directories of them.", show_default=False)],
+    paths: Annotated[
+        list[Path], typer.Argument(metavar="PATH...", help="Checkpoints, or directories of them.", show_default=False)
+    ],
+    *,
+    jobs: Annotated[
+        int | None,
+        typer.Option("--jobs", metavar="N", min=1, help="How many are read at once.", show_default="one a processor"),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document: safepoint.verify/1.")] = False,
 ) -> None:
-    """Read every byte of the checkpoints at PATHS and compare it with their digests. Unpickles nothing.
+    """Read every byte of the checkpoints at each PATH, and below it, and tell whether they are sound.
 
-    EXIT STATUS: 0 if all are sound; 1 if one is not; 2 if a path is not there or a directory holds no checkpoint.
+    What that is worth depends on the format. Safepoint's: everything is compared with digests, or byte by byte.
+    Lightning's, torch.save's and torch.distributed.checkpoint's: each record is compared with its CRC-32, unless torch
+    was told to write none; what tells where the records are has no checksum. safetensors: the structure alone (header
+    and sizes): the format has no checksums. The directory of a Hugging Face Trainer: each of its files. Nothing is
+    unpickled. A bar on standard error, if that is a terminal, tells how far it has come.
+
+    A file that begins as a checkpoint, or is called one (.ckpt, .safetensors, .distcp, .pt, .pth), and is not whole
+    counts as damaged; any other file is no checkpoint, and so cannot be checked, like the torch.save format of before
+    torch 1.6.
+
+    EXIT STATUS: 0 if all are sound; 1 if one is damaged or cut off; 2 if none is, but one cannot be checked: it is not
+    there, may not be read, or is no checkpoint, or a directory holds none.
     """
-    files = [file for path in paths for file in _checkpoints(output.existing(path))]
-    unsound = 0
-    for file in files:
-        problems = _problems(file)
-        unsound += bool(problems)
-        for problem in problems:
-            output.line(f"{file}: {problem}", "red")
-        if not problems:
-            output.line(f"{file}: sound")
-    if unsound:
-        output.line(f"{unsound} of {len(files)} not sound")
-        raise typer.Exit(DAMAGED)
-    output.line(f"all {len(files)} sound" if len(files) > 1 else "OK")
+    found = [checkpoint for path in paths for checkpoint in _found(output.existing(path))]
+    try:
+        findings = _checked(found, jobs or min(os.cpu_count() or 1, _MOST_JOBS), is_silent=as_json)
+    except KeyboardInterrupt:
+        raise typer.Exit(INTERRUPTED) from None
+    if as_json:
+        output.document(_document(findings))
+    elif summary := _summary(findings):
+        output.line(summary)
+    verdicts = {finding.verdict for finding in findings}
+    if verdicts - {"sound"}:
+        raise typer.Exit(DAMAGED if "damaged" in verdicts else output.UNUSABLE)
 
 
-def _checkpoints(path: Path) -> Iterator[Path]:
-    from safepoint.catalog import found_in
-    from safepoint.naming import EXTENSION
+def _found(path: Path) -> Iterator[Path]:
+    """Yield the checkpoints at ``path`` and below, or fail if a directory holds none."""
+    from safepoint import search
 
-    if not path.is_dir():
+    if not path.is_dir() or search.is_checkpoint(path, os.listdir(path)):
         yield path
         return
-    found = found_in(path)
-    if not found:
-        output.fail(f"{path} holds no {EXTENSION} file; give the directory of a run.")
-    yield from found
+    found = search.found_below(path)
+    if not any(found):
+        output.fail(f"{path} holds no checkpoint; give one, or the directory of a run.")
+    yield from sorted([*found.named_as_ours, *found.others])
 
 
-def _problems(file: Path) -> list[str]:
-    from safepoint import reader
+def _checked(paths: list[Path], jobs: int, *, is_silent: bool) -> list[Finding]:
+    """Check ``paths``, print each as soon as it and those before it are done, and return what was found."""
+    from safepoint import soundness
+    from safepoint.cli.bar import bar
 
-    try:
-        return reader.verify(file)
-    except OSError as error:
-        return [f"cannot be read: {error.strerror or error}"]
+    findings: list[Finding] = []
+    total_bytes = sum(map(soundness.size_of, paths))
+    with (
+        bar("verifying", total_bytes) as advance,
+        contextlib.closing(soundness.check_all(paths, jobs, advance)) as checks,
+    ):
+        for finding in filter(None, checks):  # None: a running job has removed it
+            findings.append(finding)
+            if not is_silent or finding.verdict == "not checkable":
+                _print(finding)
+    return findings
+
+
+def _print(finding: Finding) -> None:
+    for problem in finding.problems:
+        if finding.verdict == "not checkable":
+            typer.echo(in_line(f"safepoint: {finding.path}: {problem}"), err=True)
+        else:
+            output.line(f"{finding.path}: {problem}", "red")
+    if finding.verdict == "sound":
+        output.line(f"{finding.path}: {finding.worth}")
+
+
+def _summary(findings: Sequence[Finding]) -> str:
+    counts = Counter(finding.verdict for finding in findings)
+    of_all = f"of {len(findings)} "
+    unsound = [f"{counts[verdict]} {of_all}{words}" for verdict, words in _UNSOUND.items() if counts[verdict]]
+    if not unsound:
+        return f"all {len(findings)} sound" if len(findings) > 1 else "OK"
+    return "" if len(findings) == counts["not checkable"] else ", ".join(unsound)
+
+
+def _document(findings: Sequence[Finding]) -> Verify:
+    from safepoint.cli.documents import Verified, Verify
+
+    checkpoints = tuple(
+        Verified(str(finding.path), finding.verdict, finding.check, finding.problems) for finding in findings
+    )
+    return Verify(checkpoints, all(finding.verdict == "sound" for finding in findings))

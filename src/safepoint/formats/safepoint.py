@@ -5,12 +5,19 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from safepoint import reader
 from safepoint.contents import Contents, Format, Outline, Part, Storage, Tensor
+from safepoint.errors import DamagedCheckpointError, NotACheckpointError
 from safepoint.manifest import Manifest, Summary
 from safepoint.manifest import Tensor as Told
 from safepoint.records import decoded_metrics
+
+if TYPE_CHECKING:
+    from safepoint.formats.torch_file import State
+
+_MOST_DIMENSIONS = 64
 
 
 def outline(path: Path) -> Outline:
@@ -25,20 +32,62 @@ def outline(path: Path) -> Outline:
 
 
 def contents(path: Path) -> Contents:
-    """Return all that the checkpoint at ``path`` tells; raises what ``outline`` raises."""
+    """Return all that the checkpoint at ``path`` tells.
+
+    Raises:
+        NotACheckpointError: as ``outline`` does.
+        DamagedCheckpointError: the structure of its state does not match its digest.
+        CheckpointError: its state is none that anybody could look at.
+        OSError: it cannot be read.
+
+    """
+    from safepoint.formats import lightning
+
     with reader.opened(path) as checkpoint:
-        manifest, layout = checkpoint.manifest, checkpoint.layout
+        manifest = checkpoint.manifest
         storages = [
             Storage(path, entry.data_offset, entry.size_bytes, blob.digest)
-            for entry, blob in zip(layout.storages, manifest.storages, strict=True)
+            for entry, blob in zip(checkpoint.layout.storages, manifest.storages, strict=True)
         ]
-        tensors = tuple(_tensor(told, storages) for told in manifest.tensors)
+        state = _state(checkpoint, storages)
         return Contents(
             _outline(path, checkpoint.size_bytes, manifest),
-            tensors,
-            tree={tensor.path: tensor for tensor in tensors},
-            producer=manifest.producer,
+            _tensors([_tensor(told, storages) for told in manifest.tensors], state.tensors),
+            state.tree,
+            lightning.hyperparameters(state.tree),
+            manifest.producer,
         )
+
+
+def _state(checkpoint: reader.Opened, storages: Sequence[Storage]) -> State:
+    from safepoint.formats import torch_file
+
+    data = checkpoint.sound_pickle()
+    if data is None:
+        raise DamagedCheckpointError(
+            "it is damaged: the structure of the state (data.pkl) does not match its digest. Take another checkpoint "
+            "of the run"
+        )
+    made = torch_file.walked(data, {str(key): storage for key, storage in enumerate(storages)})
+    return torch_file.tree_of(made)
+
+
+def _tensors(told: Sequence[Tensor], found: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """Return the tensors that were ``found`` in the state, those as the manifest has ``told`` of them.
+
+    It names every plain tensor. The others (sparse ones, or within an object) are found in the state alone; where a key
+    has another spelling there, as that of an enumeration, it is the place that is the same.
+    """
+    by_path = {tensor.path: tensor for tensor in told}
+    spelled_alike = {tensor.path for tensor in found}
+    otherwise = {_place(tensor): tensor for tensor in told if tensor.path not in spelled_alike}
+    known = [by_path.get(tensor.path) or otherwise.get(_place(tensor), tensor) for tensor in found]
+    return tuple({**{tensor.path: tensor for tensor in known}, **by_path}.values())
+
+
+def _place(tensor: Tensor) -> tuple[Any, ...]:
+    where = [(part.storage, part.offset) for part in tensor.parts]
+    return tensor.dtype, tensor.shape, *where
 
 
 def _outline(path: Path, size_bytes: int, told: Summary | Manifest) -> Outline:
@@ -47,6 +96,8 @@ def _outline(path: Path, size_bytes: int, told: Summary | Manifest) -> Outline:
 
 
 def _tensor(told: Told, storages: Sequence[Storage]) -> Tensor:
+    if len(told.shape) > _MOST_DIMENSIONS:
+        raise NotACheckpointError("its manifest is malformed: a tensor has absurdly many dimensions")
     strides = contiguous(told.shape) if told.strides is None else told.strides
     part = Part((0,) * len(told.shape), told.shape, storages[told.storage], told.offset, strides)
     return Tensor(told.path, told.dtype, told.shape, (part,))

@@ -103,7 +103,7 @@ class Exactness:
                 "tally": {} if now.begins_epoch else tally.tally(trainer),
             }
         except (AttributeError, KeyError, TypeError) as error:  # of loops that are not quite those known here
-            self._tell(f"This checkpoint, and those that follow, cannot be resumed from exactly: {error}.")
+            self._tell(f"This checkpoint, and those that follow, cannot be resumed from exactly: {error!r}.")
         ranks = _of_all_ranks(own, trainer)
         if None in ranks.values():
             return
@@ -118,7 +118,7 @@ class Exactness:
 
     def _tell_of_callbacks(self, trainer: Any, then: Moment) -> None:
         """Say which of the framework's callbacks does at an epoch's start what a resume within an epoch is without."""
-        names = {type(callback).__name__ for callback in trainer.callbacks}
+        names = {kind.__name__ for callback in trainer.callbacks for kind in type(callback).__mro__}
         if not then.begins_epoch and "StochasticWeightAveraging" in names:
             self._tell(
                 "StochasticWeightAveraging sets its schedule and its averages at an epoch's start: a run that is "
@@ -153,8 +153,8 @@ class Exactness:
             CheckpointError: that is not what ``add_to`` has put there.
 
         """
-        if KEY not in checkpoint or trainer.state.fn != "fit" or self._has_data:
-            return  # what a tuner of the framework's loads amid a fit is no resume
+        if not checkpoint.keys() >= {KEY, "loops"} or trainer.state.fn != "fit" or self._has_data:
+            return  # without its loops the framework begins anew; what its tuner loads amid a fit is no resume
         saved = checkpoint[KEY]
         problem = _problem_of(saved) or _problem_of_gradients(saved["gradients"], trainer.lightning_module)
         if problem is not None:
@@ -248,7 +248,7 @@ class Exactness:
             tally.put_back(trainer, own["tally"])
         for name, parameter in trainer.lightning_module.named_parameters():
             if name in saved["gradients"]:
-                parameter.grad = saved["gradients"][name].to(parameter.device, copy=True)
+                parameter.grad = saved["gradients"][name].to(parameter.device, parameter.dtype, copy=True)
         self._end_resuming(trainer)
 
     def _put_back_random_state(self, trainer: Any) -> None:
@@ -293,26 +293,39 @@ def _problem_of(saved: Any) -> str | None:
         return "it lacks what belongs there"
     if saved["moment"] not in list(Moment):
         return "it knows no such moment"
-    if not isinstance(saved["ranks"], dict) or type(saved["world_size"]) is not int:
+    ranks = saved["ranks"]
+    if not isinstance(ranks, dict) or not all(type(number) is int for number in (saved["world_size"], *ranks)):
         return "its ranks are none"
     for name in ("metrics", "gradients"):
-        if not isinstance(saved[name], dict) or not all(isinstance(value, Tensor) for value in saved[name].values()):
+        if not _are_named_tensors(saved[name]):
             return f"its {name} are none"
     if any(value.numel() != 1 for value in saved["metrics"].values()):
         return "its metrics are no numbers"
-    return next(filter(None, (_problem_of_rank(own, Moment(saved["moment"])) for own in saved["ranks"].values())), None)
+    return next(filter(None, (_problem_of_rank(own, Moment(saved["moment"])) for own in ranks.values())), None)
+
+
+def _are_named_tensors(found: Any) -> bool:
+    return isinstance(found, dict) and all(
+        isinstance(name, str) and isinstance(value, Tensor) and not (value.is_nested or value.is_meta)
+        for name, value in found.items()
+    )
 
 
 def _problem_of_gradients(gradients: Mapping[str, Tensor], module: torch.nn.Module) -> str | None:
     for name, parameter in module.named_parameters():
-        found = gradients.get(name)
-        if found is not None and (found.shape, found.dtype, found.layout) != (
-            parameter.shape,
-            parameter.dtype,
-            parameter.layout,
-        ):
+        if name in gradients and not _can_be_gradient(gradients[name], parameter):
             return f"the gradient of {in_line(name)} is of another shape or dtype"
     return None
+
+
+def _can_be_gradient(found: Tensor, parameter: Tensor) -> bool:
+    """Tell whether ``parameter`` can have that gradient: its precision may still be set, and its layout need not be."""
+    return (
+        found.shape == parameter.shape
+        and found.is_floating_point() == parameter.is_floating_point()
+        and found.is_complex() == parameter.is_complex()
+        and found.layout in (parameter.layout, torch.sparse_coo)
+    )
 
 
 def _problem_of_rank(own: Any, then: Moment) -> str | None:

@@ -1,0 +1,112 @@
+"""Lightning's checkpoints, and Safepoint's own: what their states tell beside the tensors."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import kinds
+import pytest
+import torch
+from models import FRAMEWORKS, OLD_TREESPEC, VAL_LOSSES, Framework, fit
+from nets import flip, save
+from torch import nn
+
+from safepoint import formats, reader
+from safepoint.contents import Format, Opaque, Tensor
+from safepoint.errors import DamagedCheckpointError
+
+every_framework = pytest.mark.parametrize("framework", FRAMEWORKS, ids=lambda framework: framework.name)
+ARGUMENTS: dict[str, Any] = {"monitor": "val_loss", "filename": "{epoch}", "save_top_k": 2, "save_last": True}
+
+
+@OLD_TREESPEC
+@every_framework
+def test_lightning_file_tells_what_its_state_does(tmp_path: Path, framework: Framework) -> None:
+    """Step, epoch, the monitored metric of its own epoch, hyperparameters and Lightning's version."""
+    fit(framework, framework.original(tmp_path, **ARGUMENTS))
+    path = tmp_path / "epoch=3.ckpt"
+    found = formats.contents(path)
+    outline = found.outline
+    assert outline == formats.outline(path)
+    assert formats.format_of(path) is Format.LIGHTNING
+    assert (outline.step, outline.epoch) == (8, 3)
+    assert outline.metrics == pytest.approx({"val_loss": VAL_LOSSES[3]})
+    assert found.hyperparameters == {"metrics": {"val_loss": VAL_LOSSES}}
+    assert found.producer == {"lightning": framework.pl.__version__}
+    state = torch.load(path)
+    assert list(found.tree) == list(state)
+    assert found.tree["loops"] == state["loops"]
+    assert [tensor.path for tensor in found.tensors][:2] == ["state_dict.layer.weight", "state_dict.layer.bias"]
+
+
+@OLD_TREESPEC
+def test_lightning_file_has_no_metric_that_may_be_anothers(tmp_path: Path) -> None:
+    """``last.ckpt`` may have been saved after the last metric that the callback took; a renamed file keeps its own."""
+    framework = FRAMEWORKS[0]
+    fit(framework, framework.original(tmp_path, **ARGUMENTS))
+    assert formats.outline(tmp_path / "last.ckpt").step == 12
+    assert formats.outline(tmp_path / "last.ckpt").metrics == {}
+    renamed = (tmp_path / "epoch=3.ckpt").rename(tmp_path / "good.ckpt")
+    assert formats.outline(renamed).metrics == pytest.approx({"val_loss": VAL_LOSSES[3]})
+
+
+@OLD_TREESPEC
+@every_framework
+def test_file_of_the_drop_in_is_safepoints_with_lightnings_state(tmp_path: Path, framework: Framework) -> None:
+    """The format is Safepoint's, and the hyperparameters are there."""
+    fit(framework, framework.ModelCheckpoint(tmp_path, **ARGUMENTS))
+    path = tmp_path / "epoch=3.ckpt"
+    found = formats.contents(path)
+    assert found.outline.format is Format.SAFEPOINT
+    assert found.outline == formats.outline(path)
+    assert found.hyperparameters == {"metrics": {"val_loss": VAL_LOSSES}}
+    assert found.tree["global_step"] == 8
+    assert found.tree["state_dict"]["layer.weight"] == found.tensors[0]
+
+
+class Everything:
+    """Has tensors and objects of every kind in its state."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return them, and some below keys that are no text."""
+        state = {name: kinds.made(name) for name in (*kinds.TENSORS, *kinds.OBJECTS)}
+        return {**state, "keyed": {kinds.Colour.RED: torch.ones(5), torch.float32: torch.ones(6)}}
+
+    def load_state_dict(self, _: Any) -> None:
+        """Take nothing."""
+
+
+def test_safepoint_file_has_its_state_for_a_tree(tmp_path: Path) -> None:
+    """The tree is the state, with the storages and digests of the manifest; plain values are there."""
+    model = nn.Linear(2, 3)
+    path = save(tmp_path, {"model": model, "notes": {"lr": [0.1, 0.2], "by layer": {(1, "a"): 5}}})
+    found = formats.contents(path)
+    assert found.tree["notes"] == {"lr": [0.1, 0.2], "by layer": {(1, "a"): 5}}
+    assert found.tree["model"] == {tensor.path.removeprefix("model."): tensor for tensor in found.tensors[:2]}
+    told = reader.read_manifest(path).tensors
+    assert [tensor.path for tensor in found.tensors] == [tensor.path for tensor in told]
+    assert all(tensor.parts[0].storage.digest for tensor in found.tensors)
+
+
+def test_safepoint_file_of_every_kind_lists_what_its_manifest_names(tmp_path: Path) -> None:
+    """Every tensor of the manifest is there once, and beside them those that it does not tell of."""
+    with pytest.warns(RuntimeWarning, match="weights_only"):
+        path = save(tmp_path, {"all": Everything()})
+    found = formats.contents(path)
+    paths = [tensor.path for tensor in found.tensors]
+    told = [tensor.path for tensor in reader.read_manifest(path).tensors]
+    assert len(paths) == len(set(paths))
+    assert [path for path in paths if path in told] == told
+    assert {"all.keyed.Colour.RED", "all.keyed.torch.float32", "all.sparse COO.values"} <= set(paths)
+    assert found.tree["all"]["enumeration"] == Opaque("kinds.Colour(1)")
+    assert isinstance(found.tree["all"]["meta"], Tensor)
+
+
+def test_safepoint_file_with_a_damaged_structure_says_so(tmp_path: Path) -> None:
+    """A pickle that does not match its digest is not walked through."""
+    path = save(tmp_path, {"model": nn.Linear(2, 3)})
+    flip(path, "pickle")
+    assert formats.outline(path).format is Format.SAFEPOINT
+    with pytest.raises(DamagedCheckpointError, match=f"^{path}: .*structure.*Take another"):
+        formats.contents(path)
