@@ -20,7 +20,7 @@ from safepoint.background import Background
 from safepoint.errors import CheckpointError, plain
 from safepoint.manifest import HistoryEntry, Summary, decoded_fate, decoded_history
 from safepoint.naming import EXTENSION, PIN_SUFFIX, TEMPORARY_PREFIX
-from safepoint.records import Fate, Record
+from safepoint.records import ANOTHER_NAME, MISSING, REMOVED_BY_OTHERS, Fate, Record
 
 if TYPE_CHECKING:
     from safepoint.keep import Mode
@@ -109,6 +109,14 @@ class Catalog:
         A copy or a second link that somebody made bears a name that is not in the run's history: it is not the run's.
         """
         return tuple(record for record in self.records if record.run == run and record.path in self.fates)
+
+    def gone(self, run: str) -> tuple[Fate, ...]:
+        """Return what ``run`` has saved and is not there any more, oldest first, with why, as far as that is known."""
+        return tuple(
+            replace(fate, kept=False, reason=_why_gone(fate)) if fate.kept else fate
+            for fate in self.history(run)
+            if not os.path.lexists(fate.record.path) and not (fate.kept and fate.reason.startswith(ANOTHER_NAME))
+        )
 
 
 def found_in(directory: Path, extension: str = EXTENSION, *, below: bool = True) -> list[Path]:
@@ -244,6 +252,11 @@ def _history(own: list[Record]) -> tuple[HistoryEntry, ...]:
         except (CheckpointError, OSError):
             continue  # removed since, or damaged in what no summary needs
     return ()
+
+
+def _why_gone(fate: Fate) -> str:
+    """Return why what its run has kept is gone: that it was durable once, its statistics tell."""
+    return MISSING if fate.record.stats is None else REMOVED_BY_OTHERS
 
 
 def _with_what_came_later(record: Record, fate: Fate | None) -> Record:

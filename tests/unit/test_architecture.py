@@ -89,6 +89,7 @@ LEVELS = (
         "origin",
         "places",
         "pinning",
+        "prune",
     ),
     ("staging", "page"),
     ("writer", "progress", "announce"),
@@ -182,11 +183,13 @@ TORCH_FREE = (
     "cli",
     "cli.app",
     "cli.pin",
+    "cli.prune",
     "cli.report",
     "cli.save_now",
     "cli.show",
     "cli.verify",
     "pinning",
+    "prune",
     "requests",
 )
 
