@@ -101,6 +101,35 @@ def contents(path: Path) -> Contents:
     return Contents(_outline(path, metadata, told), tensors, state, torch_file.hyperparameters(state))
 
 
+def places_of(path: Path) -> dict[Path, list[tuple[int, int]]]:
+    """Return where the parts of the checkpoint at ``path`` lie: by file, each offset and size, whatever they hold.
+
+    Raises:
+        NotACheckpointError: it is half-written, or its metadata malformed.
+        OSError: it cannot be read.
+
+    """
+    places = _read_metadata(path).places
+    _check_all_whole(path, places)
+    found: dict[Path, list[tuple[int, int]]] = {}
+    for place in sorted(places.values()):
+        found.setdefault(path / place.file, []).append((place.offset, place.size_bytes))
+    return found
+
+
+def archives(path: Path) -> dict[str, dict[tuple[int, int], str]]:
+    """Return where in each file of the checkpoint at ``path`` an archive lies, (offset, size), and of which entry.
+
+    What was stored in another way than by ``torch.save`` is none; raises what ``outline`` raises.
+    """
+    found: dict[str, dict[tuple[int, int], str]] = {}
+    for (name, _), place in _read_metadata(path).places.items():
+        with opened(path / place.file) as descriptor:
+            if _is_archive(descriptor, place):
+                found.setdefault(place.file, {})[place.offset, place.size_bytes] = name
+    return found
+
+
 def _at_top(metadata: _Metadata) -> Iterator[str]:
     """Yield the names of the entries that may be counts and metrics: values and scalars at the top of the state."""
     for name, described in metadata.entries.items():
@@ -169,7 +198,7 @@ def _read_metadata(path: Path) -> _Metadata:
             raise NotACheckpointError("none that torch.distributed.checkpoint writes")
         try:
             return _metadata(attributes(steps.made))
-        except (KeyError, TypeError, ValueError, IndexError, RefusedError):
+        except (AttributeError, KeyError, TypeError, ValueError, IndexError, RefusedError):
             raise NotACheckpointError("malformed: damaged, or of a version that is not known here") from None
 
 
@@ -237,19 +266,23 @@ def _read_all(path: Path, places: Mapping[_Key, _Place], wanted: Mapping[_Key, _
 
     Every file must be there, and as long as it is said to be, also those of which nothing is wanted.
     """
-    ends: dict[str, int] = {}
-    for place in places.values():
-        ends[place.file] = max(ends.get(place.file, 0), place.offset + place.size_bytes)
+    _check_all_whole(path, places)
     by_file: dict[str, list[_Key]] = {}
     for key, place in wanted.items():
         by_file.setdefault(place.file, []).append(key)
     made: dict[_Key, Any] = {}
+    for file, keys in by_file.items():
+        with named(file), opened(path / file) as descriptor:
+            made |= {key: _part(path / file, descriptor, wanted[key]) for key in keys}
+    return made
+
+
+def _check_all_whole(path: Path, places: Mapping[_Key, _Place]) -> None:
+    ends: dict[str, int] = {}
+    for place in places.values():
+        ends[place.file] = max(ends.get(place.file, 0), place.offset + place.size_bytes)
     for file, end in sorted(ends.items()):
         _check_whole(path / file, end)
-        if file in by_file:
-            with named(file), opened(path / file) as descriptor:
-                made |= {key: _part(path / file, descriptor, wanted[key]) for key in by_file[file]}
-    return made
 
 
 def _check_whole(path: Path, end: int) -> None:
@@ -268,12 +301,16 @@ def _check_whole(path: Path, end: int) -> None:
 
 def _part(path: Path, descriptor: int, place: _Place) -> Any:
     """Return what a walk through the file of ``torch.save`` that lies at a place makes of it, if it is one."""
-    head = os.pread(descriptor, len(foreign.ZIP), place.offset)
-    if place.is_transformed or head != foreign.ZIP or place.size_bytes < len(head):
+    if not _is_archive(descriptor, place):
         return Object(_ELSEWISE)
     archive = Archive(Source(descriptor, place.offset, place.size_bytes))
     storages = torch_file.storages_of(archive, path)
     return torch_file.walked(archive.read(torch_file.PICKLE, walk.LIMIT_BYTES), storages)
+
+
+def _is_archive(descriptor: int, place: _Place) -> bool:
+    head = os.pread(descriptor, len(foreign.ZIP), place.offset)
+    return not place.is_transformed and head == foreign.ZIP and place.size_bytes >= len(head)
 
 
 # What they are.
