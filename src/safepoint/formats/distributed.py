@@ -114,6 +114,22 @@ def archives(path: Path) -> dict[str, dict[tuple[int, int], str]]:
     return found
 
 
+def places_of(path: Path) -> dict[Path, list[tuple[int, int]]]:
+    """Return where the parts of the checkpoint at ``path`` lie: by file, each offset and size, whatever they hold.
+
+    Raises:
+        NotACheckpointError: it is half-written, or its metadata malformed.
+        OSError: it cannot be read.
+
+    """
+    places = _read_metadata(path).places
+    _check_all_whole(path, places)
+    found: dict[Path, list[tuple[int, int]]] = {}
+    for place in sorted(places.values()):
+        found.setdefault(path / place.file, []).append((place.offset, place.size_bytes))
+    return found
+
+
 def _at_top(metadata: _Metadata) -> Iterator[str]:
     """Yield the names of the entries that may be counts and metrics: values and scalars at the top of the state."""
     for name, described in metadata.entries.items():
@@ -250,19 +266,23 @@ def _read_all(path: Path, places: Mapping[_Key, _Place], wanted: Mapping[_Key, _
 
     Every file must be there, and as long as it is said to be, also those of which nothing is wanted.
     """
-    ends: dict[str, int] = {}
-    for place in places.values():
-        ends[place.file] = max(ends.get(place.file, 0), place.offset + place.size_bytes)
+    _check_all_whole(path, places)
     by_file: dict[str, list[_Key]] = {}
     for key, place in wanted.items():
         by_file.setdefault(place.file, []).append(key)
     made: dict[_Key, Any] = {}
+    for file, keys in by_file.items():
+        with named(file), opened(path / file) as descriptor:
+            made |= {key: _part(path / file, descriptor, wanted[key]) for key in keys}
+    return made
+
+
+def _check_all_whole(path: Path, places: Mapping[_Key, _Place]) -> None:
+    ends: dict[str, int] = {}
+    for place in places.values():
+        ends[place.file] = max(ends.get(place.file, 0), place.offset + place.size_bytes)
     for file, end in sorted(ends.items()):
         _check_whole(path / file, end)
-        if file in by_file:
-            with named(file), opened(path / file) as descriptor:
-                made |= {key: _part(path / file, descriptor, wanted[key]) for key in by_file[file]}
-    return made
 
 
 def _check_whole(path: Path, end: int) -> None:

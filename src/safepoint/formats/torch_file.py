@@ -83,7 +83,7 @@ def made_of(path: Path) -> Any:
 
 def storages_of(archive: Archive, path: Path) -> dict[str, Storage]:
     """Return the storages in ``archive``, which lies in the file at ``path``, by the keys that its pickle has."""
-    _check_kind(archive)
+    check_kind(archive)
     is_little = _BYTEORDER not in archive.records or archive.read(_BYTEORDER, 64) != b"big"
     has_crcs = archive.has_crcs
     found: dict[str, Storage] = {}
@@ -96,7 +96,7 @@ def storages_of(archive: Archive, path: Path) -> dict[str, Storage]:
     return found
 
 
-def _check_kind(archive: Archive) -> None:
+def check_kind(archive: Archive) -> None:
     """Refuse what is a zip archive and no checkpoint, by the name of what it is."""
     names = archive.records.keys()
     if "constants.pkl" in names and any(name.startswith("code/") for name in names):
