@@ -11,6 +11,7 @@ from safepoint.cli.ls import ls
 from safepoint.cli.pin import pin, unpin
 from safepoint.cli.report import report
 from safepoint.cli.save_now import save_now
+from safepoint.cli.scan import scan
 from safepoint.cli.show import show
 from safepoint.cli.verify import verify
 
@@ -29,6 +30,7 @@ app.command()(latest)
 app.command()(ls)
 app.command()(report)
 app.command()(save_now)
+app.command()(scan)
 app.command()(show)
 app.command()(pin)
 app.command()(save_now)

@@ -390,6 +390,38 @@ class Diff(Document, frozen=True, tag="safepoint.diff/1"):
     layers: tuple[DiffLayer, ...] | None
 
 
+class ScannedName(msgspec.Struct, frozen=True):
+    """A class, function or constant that a file names, and whether it would be ``called``.
+
+    ``kind``: ``"safe"`` on the list of weights_only=True, ``"needs"`` beyond it, ``"runs"`` known to run code.
+    """
+
+    name: str
+    kind: Literal["safe", "needs", "runs"]
+    called: bool
+
+
+class ScannedFile(msgspec.Struct, frozen=True):
+    """A file that was looked at; of a directory of torch.distributed.checkpoint's, its parts together.
+
+    ``verdict``: ``"nothing"`` in it can run; ``"safe"`` to load with weights_only=True; ``"refused"`` by it, or cannot
+    be read to its end, as ``problems`` say; it ``"needs"`` names beyond the list; it ``"runs"`` code.
+    """
+
+    path: str
+    what: Literal["torch", "pickle", "safetensors"]
+    verdict: Literal["nothing", "safe", "refused", "needs", "runs"]
+    names: tuple[ScannedName, ...]
+    problems: tuple[str, ...]
+
+
+class Scan(Document, frozen=True, tag="safepoint.scan/1"):
+    """What files would import when they are loaded: ``all_safe`` if nothing beyond what weights_only=True allows."""
+
+    files: tuple[ScannedFile, ...]
+    all_safe: bool
+
+
 class Pin(Document, frozen=True, tag="safepoint.pin/1"):
     """Whether the checkpoint of which ``path`` is a name is ``pinned``, and whether that was ``changed`` just now.
 
