@@ -19,6 +19,7 @@ from safepoint.manifest import Blob, HistoryEntry, Stats, Tensor
 from safepoint.records import Metrics
 
 EVIL = "</script><img src=x onerror=\"window.pwned='yes'\"><b>%{x}</b>&amp;<a href='https://example.com'>"
+BOLD = "<b>x</b>"
 LONG = "w" * 200
 LOSSES = (0.9, 0.7, math.nan, 0.6, 0.65, math.inf, 0.4, 0.5, 0.45, 0.47)
 
@@ -47,6 +48,7 @@ INERT = """() => {
   return {
     pwned: window.pwned ?? null,
     elements: document.querySelectorAll("img, b b, .chart a, .chart image[href^=http]").length,
+    labels: [...document.querySelectorAll("#drift .ytick text")].map((each) => each.textContent),
     hovered: document.querySelector("#metric-0 .hoverlayer").textContent,
   };
 }"""
@@ -97,7 +99,13 @@ def hostile(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def _save_hostile(directory: Path) -> None:
     """Save twice, for real, a state with hostile names."""
-    weights = {EVIL: torch.ones(3), LONG: torch.ones(3), f"{EVIL}.{EVIL}": torch.ones(3), EVIL * 2: EVIL}
+    weights = {
+        BOLD: {"w": torch.ones(3)},
+        EVIL: torch.ones(3),
+        LONG: torch.ones(3),
+        f"{EVIL}.{EVIL}": torch.ones(3),
+        EVIL * 2: EVIL,
+    }
     with Checkpointer(directory, state={"model": weights}, save=when.every(steps=1), keep=keep.all()) as checkpointer:
         for _ in range(2):
             weights[EVIL] += 1
@@ -237,6 +245,7 @@ def test_report_shows_hostile_names_as_they_are(seen_hostile: dict[str, Seen]) -
     for answer in seen_hostile["inert"].answer:
         assert (answer["pwned"], answer["elements"]) == (None, 0)
         assert EVIL in answer["hovered"]
+        assert f"model.{BOLD}" in answer["labels"]
 
 
 @pytest.mark.parametrize("view", ["inert", "phone"])
