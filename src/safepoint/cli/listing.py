@@ -12,7 +12,7 @@ import typer
 
 from safepoint.cli import output
 from safepoint.cli.columns import Column, blocks
-from safepoint.cli.listed import Listing, why
+from safepoint.cli.listed import Listing
 from safepoint.contents import Format, Outline
 from safepoint.errors import in_line
 from safepoint.survey import Entry, Sizes, sizes_on_disk
@@ -102,7 +102,7 @@ def _row(listing: Listing, entry: Entry, outline: Outline, now: float, *, with_d
         output.age(now - outline.time),
         outline.format.value,
         "" if finding is None else finding.worth or finding.verdict,
-        in_line(why(entry)),
+        in_line(entry.why),
     )
 
 
@@ -112,6 +112,7 @@ def _summary(shown: Sequence[tuple[Entry, Sizes]]) -> str:
         return "no checkpoints"
     there = [own for _, own in shown if own]
     count, sizes = len(there), dict(each for own in there for each in own.items())
+    is_shared = len(sizes) < sum(map(len, there))
     some = f"{count} checkpoint{'s' if count > 1 else ''}"
-    shared = f" ({len(sizes)} files, some with several names)" if len(sizes) < count else ""
+    shared = f" ({len(sizes)} files, some with several names)" if is_shared else ""
     return f"{some}{shared}, {output.size(sum(sizes.values()))} on disk"
