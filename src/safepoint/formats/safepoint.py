@@ -49,10 +49,11 @@ def contents(path: Path) -> Contents:
             Storage(path, entry.data_offset, entry.size_bytes, blob.digest)
             for entry, blob in zip(checkpoint.layout.storages, manifest.storages, strict=True)
         ]
+        told = [_tensor(tensor, storages) for tensor in manifest.tensors]
         state = _state(checkpoint, storages)
         return Contents(
             _outline(path, checkpoint.size_bytes, manifest),
-            _tensors([_tensor(told, storages) for told in manifest.tensors], state.tensors),
+            _tensors(told, state.tensors),
             state.tree,
             lightning.hyperparameters(state.tree),
             manifest.producer,
