@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import warnings
 import zipfile
 from collections.abc import Iterable
 from pathlib import Path
@@ -12,9 +13,11 @@ from typing import Any
 
 import pytest
 import torch
+from foreign import of_trainer
 from models import FRAMEWORKS, OLD_TREESPEC, fit
 from nets import save
 from safetensors.torch import save_file
+from torch.distributed import checkpoint as dcp
 
 from safepoint import comparison, formats
 from safepoint.comparison import Comparison
@@ -39,10 +42,13 @@ def written(directory: Path, module: torch.nn.Module) -> dict[str, Path]:
     """Return the same weights in a file of each kind, by its kind."""
     directory.mkdir()
     state = module.state_dict()
-    paths = {name: directory / name for name in ("weights.pt", "whole.pt", "model.safetensors")}
+    paths = {name: directory / name for name in ("weights.pt", "whole.pt", "model.safetensors", "dcp")}
     torch.save(state, paths["weights.pt"])
     torch.save({"epoch": 1, "model": state}, paths["whole.pt"])
     save_file(dict(state), paths["model.safetensors"])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # it remarks that there is one process
+        dcp.save({"model": dict(state)}, checkpoint_id=paths["dcp"], no_dist=True)
     return {"safepoint": save(directory / "own", {"model": module}), **paths}
 
 
@@ -54,7 +60,7 @@ def kinds(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, Pat
     return {kind: (one[kind], other[kind]) for kind in one}
 
 
-KINDS = ("safepoint", "weights.pt", "whole.pt", "model.safetensors")
+KINDS = ("safepoint", "weights.pt", "whole.pt", "model.safetensors", "dcp")
 
 
 @pytest.mark.parametrize("b", KINDS)
@@ -65,7 +71,7 @@ def test_diff_across_kinds(kinds: dict[str, tuple[Path, Path]], a: str, b: str) 
     assert len(weights(found.same)) == 8
     assert (found.changed, found.reshaped, found.moved, found.uncompared) == ((), (), (), ())
     assert {tensor.path for tensor in (*found.added, *found.removed)} <= {"safepoint.rng.torch"}
-    is_deeper = {kind: kind in {"safepoint", "whole.pt"} for kind in KINDS}
+    is_deeper = {kind: kind in {"safepoint", "whole.pt", "dcp"} for kind in KINDS}
     prefixes = tuple("model." if is_deeper[kind] else "" for kind in (a, b))
     assert found.prefixes == (prefixes if is_deeper[a] != is_deeper[b] else None)
     found = compared(kinds[a][0], kinds[b][1]).tensors
@@ -94,6 +100,21 @@ def test_diff_of_lightnings_file_and_the_drop_ins(tmp_path: Path) -> None:
     earlier = compared(tmp_path / "theirs" / "epoch=0-step=2.ckpt", ours)
     assert {pair.a.path.partition(".")[0] for pair in earlier.tensors.changed} == {"state_dict", "optimizer_states"}
     assert ("epoch", 0, 1) in [tuple(leaf) for leaf in earlier.values or ()]
+
+
+def test_diff_of_the_trainers_checkpoints(tmp_path: Path) -> None:
+    """Directories are compared as files are, with all that is in theirs; a directory of a run is none."""
+    run = of_trainer(tmp_path)
+    two, four = run / "checkpoint-2", run / "checkpoint-4"
+    found = compared(two, four)
+    assert "model.weight" in {pair.a.path for pair in found.tensors.changed}
+    assert (found.a.outline.step, found.b.outline.step) == (2, 4)
+    assert not compared(two, two)
+    alone = compared(two, two / "model.safetensors").tensors
+    assert [(pair.a.path, pair.b.path) for pair in alone.same] == [("model.weight", "weight")]
+    result = subprocess.run([*COMMAND, "diff", str(run), str(two)], capture_output=True, text=True, check=False)
+    assert result.returncode == 2
+    assert len(result.stderr.splitlines()) == 1
 
 
 @OLD_TREESPEC
