@@ -39,6 +39,17 @@ class Entry:
         """What it is called in ``directory``."""
         return name_in(self.directory, self.path)
 
+    @property
+    def why(self) -> str:
+        """Why it is kept, "" if another program wrote it."""
+        record, fate = self.record, self.fate
+        if record is None:
+            return ""
+        if fate is not None and not fate.kept and not record.pinned:
+            return f"to be removed by its run: {fate.reason}"
+        told = "copied or renamed by hand: no policy touches it" if fate is None else fate.reason
+        return f"{'pinned' if record.pinned else told}{f'; not gone on from: {record.flaw}' if record.flaw else ''}"
+
 
 @dataclass(frozen=True, slots=True)
 class Survey:
@@ -75,7 +86,7 @@ class Survey:
 
     def removed(self) -> dict[Path, Fate]:
         """Return what was removed since, by its path, as the newest checkpoint of each run tells."""
-        told = (fate for catalog in self.runs.values() for run in catalog.runs() for fate in catalog.history(run))
+        told = (fate for catalog in self.runs.values() for run in catalog.runs() for fate in catalog.gone(run))
         there = {entry.path for entry in self.entries}
         return {fate.record.path: fate for fate in told if fate.record.path not in there}
 

@@ -150,7 +150,7 @@ def test_verify_of_nothing_fails(tmp_path: Path) -> None:
     assert safepoint("verify", tmp_path / "nope").returncode == 2
     result = safepoint("verify", tmp_path)
     assert result.returncode == 2
-    assert "holds no .ckpt file" in result.stderr
+    assert "holds no checkpoint" in result.stderr
 
 
 def test_missing_libraries_are_named(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Iterator, Mapping
 
-from safepoint.cli import listed, output
+from safepoint.cli import output
 from safepoint.cli.trees import quantity
 from safepoint.contents import Format
 from safepoint.manifest import Manifest
@@ -49,10 +49,11 @@ def told(overview: Overview, now: float) -> Iterator[tuple[str, str]]:
 
 def _of_the_run(overview: Overview, record: Record, manifest: Manifest) -> Iterator[tuple[str, str]]:
     yield "why saved", ", ".join(record.reasons)
-    yield "kept", listed.why(overview.entry)
+    kept = overview.entry.why
+    yield "kept", kept
     if record.emergency:
         yield "emergency", f"saved at an exception: {record.emergency}"
-    if record.flaw:
+    if record.flaw and record.flaw not in kept:
         yield "flaw", f"not to be gone on from: {record.flaw}"
     for name, why in manifest.inexact.items():
         yield "inexact", f"{name}: {why}"

@@ -45,17 +45,6 @@ class Listing:
         )
 
 
-def why(entry: Entry) -> str:
-    """Return why a checkpoint is kept, "" if another program wrote it."""
-    record, fate = entry.record, entry.fate
-    if record is None:
-        return ""
-    if fate is not None and not fate.kept and not record.pinned:
-        return f"to be removed by its run: {fate.reason}"
-    told = "copied or renamed by hand: no policy touches it" if fate is None else fate.reason
-    return f"{'pinned' if record.pinned else told}{f'; not gone on from: {record.flaw}' if record.flaw else ''}"
-
-
 def listed(entry: Entry, outline: Outline, finding: Finding | None = None) -> documents.Listed:
     """Return an entry, of which ``outline`` tells, as it stands in a document."""
     from safepoint.cli import documents
@@ -72,7 +61,7 @@ def listed(entry: Entry, outline: Outline, finding: Finding | None = None) -> do
         size_bytes=outline.size_bytes,
         time=outline.time,
         kept=None if entry.fate is None else entry.fate.kept,
-        why=why(entry),
+        why=entry.why,
         run="" if record is None else record.run,
         reasons=() if record is None else record.reasons,
         pinned=record is not None and record.pinned,

@@ -12,7 +12,7 @@ import typer
 
 from safepoint.cli import output
 from safepoint.cli.columns import Column, blocks
-from safepoint.cli.listed import Listing, why
+from safepoint.cli.listed import Listing
 from safepoint.contents import Format, Outline
 from safepoint.errors import in_line
 from safepoint.survey import Entry, Sizes, sizes_on_disk
@@ -102,7 +102,7 @@ def _row(listing: Listing, entry: Entry, outline: Outline, now: float, *, with_d
         output.age(now - outline.time),
         outline.format.value,
         "" if finding is None else finding.worth or finding.verdict,
-        in_line(why(entry)),
+        in_line(entry.why),
     )
 
 

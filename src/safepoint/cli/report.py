@@ -52,7 +52,7 @@ def report(
     page = page_of(directory, _tell, drift=drift)
     _erase()
     if not page.checkpoints:
-        output.fail(f"{directory} holds no checkpoint; give the directory of a run.")
+        output.fail(f"{directory} holds no checkpoint{_unreadable(page)}; give the directory of a run.")
     from safepoint.page.html import rendered
 
     size_bytes = write(place, rendered(page))
@@ -61,6 +61,11 @@ def report(
     else:
         counts = f"{page.kept:,} on disk, {page.removed:,} removed"
         output.line(f"{out}: {counts}; {output.size(size_bytes)}, for any browser")
+
+
+def _unreadable(page: Page) -> str:
+    name, problem = next(iter(page.unreadable.items()), ("", ""))
+    return f" that can be read ({name}: {problem})" if name else ""
 
 
 def _check_libraries() -> None:

@@ -117,6 +117,19 @@ def places_of(path: Path) -> dict[Path, list[tuple[int, int]]]:
     return found
 
 
+def archives(path: Path) -> dict[str, dict[tuple[int, int], str]]:
+    """Return where in each file of the checkpoint at ``path`` an archive lies, (offset, size), and of which entry.
+
+    What was stored in another way than by ``torch.save`` is none; raises what ``outline`` raises.
+    """
+    found: dict[str, dict[tuple[int, int], str]] = {}
+    for (name, _), place in _read_metadata(path).places.items():
+        with opened(path / place.file) as descriptor:
+            if _is_archive(descriptor, place):
+                found.setdefault(place.file, {})[place.offset, place.size_bytes] = name
+    return found
+
+
 def _at_top(metadata: _Metadata) -> Iterator[str]:
     """Yield the names of the entries that may be counts and metrics: values and scalars at the top of the state."""
     for name, described in metadata.entries.items():
@@ -185,7 +198,7 @@ def _read_metadata(path: Path) -> _Metadata:
             raise NotACheckpointError("none that torch.distributed.checkpoint writes")
         try:
             return _metadata(attributes(steps.made))
-        except (KeyError, TypeError, ValueError, IndexError, RefusedError):
+        except (AttributeError, KeyError, TypeError, ValueError, IndexError, RefusedError):
             raise NotACheckpointError("malformed: damaged, or of a version that is not known here") from None
 
 
@@ -288,12 +301,16 @@ def _check_whole(path: Path, end: int) -> None:
 
 def _part(path: Path, descriptor: int, place: _Place) -> Any:
     """Return what a walk through the file of ``torch.save`` that lies at a place makes of it, if it is one."""
-    head = os.pread(descriptor, len(foreign.ZIP), place.offset)
-    if place.is_transformed or head != foreign.ZIP or place.size_bytes < len(head):
+    if not _is_archive(descriptor, place):
         return Object(_ELSEWISE)
     archive = Archive(Source(descriptor, place.offset, place.size_bytes))
     storages = torch_file.storages_of(archive, path)
     return torch_file.walked(archive.read(torch_file.PICKLE, walk.LIMIT_BYTES), storages)
+
+
+def _is_archive(descriptor: int, place: _Place) -> bool:
+    head = os.pread(descriptor, len(foreign.ZIP), place.offset)
+    return not place.is_transformed and head == foreign.ZIP and place.size_bytes >= len(head)
 
 
 # What they are.

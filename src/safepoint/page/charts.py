@@ -1,4 +1,4 @@
-"""The charts over checkpoints: metrics, the course of the saves, their sizes and their times, as plotly is told them.
+"""The charts whose marks are checkpoints: metrics over steps, and steps over time, as plotly is told them.
 
 A chart is plain data. Colours are names of the page's own (``--kept``), which the page resolves for light and dark.
 What comes from files is escaped here, as plotly takes text for HTML. Pure: imports no plotly and knows no page.
@@ -16,11 +16,12 @@ from typing import Any, NamedTuple
 
 from safepoint.page import words
 from safepoint.page.data import Checkpoint, Kind
-from safepoint.records import SaveStats
 
 Plotly = dict[str, Any]
 
 BEYOND = "beyond"
+VAST = 1e100
+"""What is larger is not drawn: plotly's axes end soon after."""
 _SYMBOLS = {Kind.KEPT: "circle", Kind.REMOVED: "x-thin-open", Kind.EMERGENCY: "diamond"}
 _SAID = {
     Kind.KEPT: "kept",
@@ -37,7 +38,6 @@ _HEIGHT_PX = 240
 _MANY = 150
 _DENSE_PX = 5
 _DECADES_FOR_LOG = 3
-_VAST = 1e100
 _FEW_STEPS = 6
 _CLEAR = "rgba(0,0,0,0)"
 
@@ -114,110 +114,10 @@ def timeline(name: str, checkpoints: Sequence[Checkpoint]) -> Chart:
     ]
     drawn = layout(y="step")
     drawn["xaxis"] |= {"type": "date", "nticks": 5, "tickangle": 0}
-    traces = (*_curves(points), *_markers(points, lambda point: f"saved {words.moment(point.checkpoint.time)}"))
+    traces = (*_curves(points), *_markers(points, _saved))
     span = f", from {points[0].x} to {points[-1].x}" if points else ""
     about = f"The step of {len(points)} checkpoints against the time of their save{span}."
     return Chart(name, "When they were saved", about, _legend(points), traces, drawn)
-
-
-def sizes(name: str, checkpoints: Sequence[Checkpoint]) -> Chart:
-    """Return the chart of how large each checkpoint is, and how much of it had to be written."""
-    told = [(number, found) for number, found in enumerate(checkpoints) if found.size_bytes]
-    divisor, unit = _unit(max((found.size_bytes for _, found in told), default=0))
-    rows = [_Sized.of(found) for _, found in told]
-    parts = (
-        ("written", "--phase-1", [row.written for row in rows]),
-        ("shared with an earlier file", "--phase-3", [row.shared for row in rows]),
-        ("not told how much was written", "--bar-back", [row.untold for row in rows]),
-    )
-    stack = _Stack([number for number, _ in told], [f"{words.size(found.size_bytes)} in all" for _, found in told])
-    drawn = [part for part in parts if any(part[2])]
-    traces = tuple(stack.bars(said, colour, values, divisor, words.size) for said, colour, values in drawn)
-    about = f"Size of {len(told)} checkpoints, and how much of it had to be written."
-    return Chart(name, "Sizes", about, _keys(drawn), traces, _stacked(unit))
-
-
-def stalls(name: str, checkpoints: Sequence[Checkpoint]) -> Chart:
-    """Return the chart of how long training was held up by each save."""
-    numbers, stats = _told_stats(checkpoints)
-    parts = [
-        ("copying the state", "--phase-1", [max(each.stalled_s - each.waited_s, 0) for each in stats]),
-        ("waiting for a free image", "--warn", [each.waited_s for each in stats]),
-    ]
-    divisor, unit = _time_unit(max((each.stalled_s for each in stats), default=0))
-    stack = _Stack(numbers, [f"training held up for {words.seconds(each.stalled_s)}" for each in stats])
-    drawn = [part for part in parts if any(value * 1000 >= 1 for value in part[2])] or parts[:1]
-    traces = tuple(stack.bars(said, colour, values, divisor, words.seconds) for said, colour, values in drawn)
-    about = f"For how long training was held up by each of {len(stats)} saves."
-    return Chart(name, "Training held up", about, _keys(drawn), traces, _stacked(unit))
-
-
-def times(name: str, checkpoints: Sequence[Checkpoint]) -> Chart:
-    """Return the chart of what each save took until it was staged, written, and durable."""
-    numbers, stats = _told_stats(checkpoints)
-    parts = [
-        ("staged", "--phase-1", [each.staged_s for each in stats]),
-        ("written", "--phase-2", [max(each.written_s - each.staged_s, 0) for each in stats]),
-        ("made durable", "--phase-3", [max(each.committed_s - each.written_s, 0) for each in stats]),
-    ]
-    divisor, unit = _time_unit(max((each.committed_s for each in stats), default=0))
-    stack = _Stack(numbers, [f"durable after {words.seconds(each.committed_s)}" for each in stats])
-    traces = tuple(stack.bars(said, colour, values, divisor, words.seconds) for said, colour, values in parts)
-    about = f"What {len(stats)} saves took until they were staged, written and durable."
-    return Chart(name, "Until durable", about, _keys(parts), traces, _stacked(unit))
-
-
-Part = tuple[str, str, Sequence[float]]
-"""A part of the bars of a chart: what it is called, its colour, and its height in each."""
-
-
-class _Sized(NamedTuple):
-    """The size of a checkpoint, in parts."""
-
-    written: int
-    shared: int
-    untold: int
-
-    @classmethod
-    def of(cls, checkpoint: Checkpoint) -> _Sized:
-        if checkpoint.stats is None:
-            return cls(0, 0, checkpoint.size_bytes)
-        written = min(checkpoint.stats.written_bytes, checkpoint.size_bytes)
-        return cls(written, checkpoint.size_bytes - written, 0)
-
-
-class _Stack(NamedTuple):
-    """Bars in the order of saving: the numbers of their checkpoints on the page, and what is said of each whole."""
-
-    numbers: Sequence[int]
-    said: Sequence[str]
-
-    def bars(
-        self, said: str, colour: str, values: Sequence[float], divisor: float, told: Callable[[Any], str]
-    ) -> Plotly:
-        """Return one part of the bars."""
-        text = [f"<b>{whole}</b><br>{said}: {told(value)}" for whole, value in zip(self.said, values, strict=True)]
-        return {
-            "type": "bar",
-            "name": said,
-            "x": list(range(1, len(values) + 1)),
-            "y": [value / divisor for value in values],
-            "marker": {"color": colour, "line": {"width": 0}},
-            **_hover(self.numbers, text),
-        }
-
-
-def _told_stats(checkpoints: Sequence[Checkpoint]) -> tuple[list[int], list[SaveStats]]:
-    told = [(number, found.stats) for number, found in enumerate(checkpoints) if found.stats is not None]
-    return [number for number, _ in told], [stats for _, stats in told]
-
-
-def _keys(parts: Iterable[Part]) -> tuple[Key, ...]:
-    return tuple(Key("square", colour, said) for said, colour, _ in parts)
-
-
-def _stacked(unit: str) -> Plotly:
-    return layout(x="saves, in order", y=unit) | {"barmode": "stack", "bargap": 0.2}
 
 
 def _scale(values: Sequence[float]) -> Plotly:
@@ -254,6 +154,12 @@ def _value(metric_name: str, point: Point) -> str:
     measured = point.checkpoint.measured_at.get(metric_name)
     where = "" if measured is None else f" (measured at step {measured:,})"
     return f"<b>{safe(metric_name)} {words.number(point.y)}</b>{where}"
+
+
+def _saved(point: Point) -> str:
+    metrics = islice(point.checkpoint.metrics.items(), _HOVER_METRICS)
+    told = [f"{safe(name)} {words.number(value)}" for name, value in metrics]
+    return "<br>".join([f"<b>{words.moment(point.checkpoint.time)}</b>", *told])
 
 
 def _about(points: Sequence[Point], finite: Sequence[float]) -> str:
@@ -317,10 +223,10 @@ def _beyond(points: Sequence[Point]) -> Iterator[Plotly]:
 
 def _scatter(points: Sequence[Point], y: Sequence[float], marker: Plotly, said: Callable[[Point], str]) -> Plotly:
     drawn = {"type": "scatter", "mode": "markers", "x": [point.x for point in points], "y": list(y), "marker": marker}
-    return drawn | _hover([point.number for point in points], [said(point) for point in points])
+    return drawn | hover([point.number for point in points], [said(point) for point in points])
 
 
-def _hover(numbers: Sequence[int], text: Sequence[str]) -> Plotly:
+def hover(numbers: Sequence[int], text: Sequence[str]) -> Plotly:
     """Return what is said where one points: a text of its own, and the note of the checkpoint with that number."""
     return {"customdata": list(numbers), "said": list(text), "hoverinfo": "text"}
 
@@ -369,17 +275,8 @@ def _run_colour(position: int) -> str:
 
 
 def _can_be_drawn(value: float) -> bool:
-    return abs(value) < _VAST  # NaN is not
+    return abs(value) < VAST  # NaN is not
 
 
 def _drawable(value: float) -> float | None:
     return value if _can_be_drawn(value) else None
-
-
-def _time_unit(longest_s: float) -> tuple[float, str]:
-    return (1, "s") if longest_s >= 1 else (1e-3, "ms")
-
-
-def _unit(size_bytes: int) -> tuple[int, str]:
-    steps = ((10**12, "TB"), (10**9, "GB"), (10**6, "MB"), (10**3, "kB"))
-    return next(((count, unit) for count, unit in steps if size_bytes >= count), (1, "bytes"))

@@ -36,10 +36,11 @@ Moves = Mapping[str, Drift]
 
 @dataclass(frozen=True, slots=True)
 class Drifts:
-    """The relative change of each layer (row) in each pair of checkpoints (column), which are told by their places.
+    """The change of each layer (row) in each pair of checkpoints (column), which are told by their places.
 
-    A share is ``None`` where the layer is not in both, 0 where nothing changed, infinite where it was zero before, and
-    NaN where numbers in it are not finite. ``notes`` say what is left out.
+    A share is the L2 norm of the change relative to that of what changed, as it was before: ``None`` where the layer is
+    not in both, 0 where nothing changed, infinite where it was zero before, and NaN where a number of it is not finite.
+    ``notes`` say what is left out.
     """
 
     layers: tuple[str, ...]

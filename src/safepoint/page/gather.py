@@ -128,7 +128,7 @@ class _Directory:
             run=self._labels[_run_of(entry)],
             time=outline.time,
             kept=True,
-            why=_why(entry),
+            why=_why(entry, outline),
             step=outline.step,
             epoch=outline.epoch,
             metrics=outline.metrics,
@@ -178,17 +178,9 @@ def _with_own(found: Checkpoint, record: Record) -> Checkpoint:
     )
 
 
-def _why(entry: Entry) -> str:
-    """Return why a checkpoint is there."""
-    record, fate = entry.record, entry.fate
-    if record is None:
-        return f"written by {_BY[entry.outline.format]}: no policy of Safepoint's touches it" if entry.outline else ""
-    if record.pinned:
-        return "pinned"
-    if fate is None:
-        return "copied or renamed by hand: no policy touches it"
-    flaw = f"; not gone on from: {record.flaw}" if record.flaw else ""
-    return f"{fate.reason}{flaw}" if fate.kept else f"to be removed by its run: {fate.reason}"
+def _why(entry: Entry, outline: Outline) -> str:
+    written_by = _BY.get(outline.format, "another program")
+    return entry.why or f"written by {written_by}: no policy of Safepoint's touches it"
 
 
 def _newest(kept: Sequence[Checkpoint], directory: Path) -> Newest | None:

@@ -15,7 +15,7 @@ from typing import Any
 import jinja2
 from plotly.offline import get_plotlyjs
 
-from safepoint.page import charts, words
+from safepoint.page import bars, charts, words
 from safepoint.page.charts import Chart
 from safepoint.page.data import MOST_METRICS, Extremes, costs, extremes, metrics_of
 from safepoint.page.file import SIGN
@@ -68,10 +68,10 @@ def _saves(page: Page) -> Iterator[Chart]:
     shown = page.checkpoints
     if shown:
         yield charts.timeline("timeline", shown)
-        yield charts.sizes("sizes", shown)
+        yield bars.sizes("sizes", shown)
     if any(checkpoint.stats for checkpoint in shown):
-        yield charts.stalls("stalls", shown)
-        yield charts.times("times", shown)
+        yield bars.stalls("stalls", shown)
+        yield bars.times("times", shown)
 
 
 def _extremes(page: Page, metrics: Sequence[str]) -> Iterator[tuple[Extremes, int, int]]:
