@@ -20,6 +20,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
+import comparing
 import footprints
 import restores
 import saves
@@ -51,6 +52,7 @@ def sections(options: argparse.Namespace) -> dict[str, Callable[[Path], Report]]
     for mib in sizes:
         every = 1 if mib == sizes[0] else _RARELY
         found[f"restores-{mib}"] = partial(restores.run, mib * _MIB, rounds, every, width)
+    found[f"comparing-{sizes[0]}"] = partial(comparing.run, sizes[0] * _MIB, rounds, width)
     if torch.cuda.is_available():
         import gpu
 

@@ -36,7 +36,9 @@ _SCALARS = (type(None), bool, int, float, complex, str, bytes, Opaque)
 
 @dataclass(slots=True)
 class Node:
-    """A container, a tensor, or a plain value: ``plain`` is that value, and ``value`` tells it in a few words.
+    """A container, a tensor, or a plain value: ``plain`` is that value, or tells why it is not gone into.
+
+    ``value`` is the same in a few words.
 
     ``dtype`` and ``shape`` are those of every tensor in it, "" and ``None`` where they differ. ``tensors``,
     ``elements`` and ``size_bytes`` count what is in it; of elements that a tensor before has, too, only the tensor.
@@ -107,9 +109,9 @@ class _Growth:
         if entries is None:
             return Node(name, value=told(value), plain=value)
         if (before := self._met.setdefault(id(value), path)) is not path:
-            return Node(name, value=f"the same as {before or 'what it is in'}")
+            return _note(name, f"the same as {before or 'what it is in'}")
         if depth >= _DEEPEST:
-            return Node(name, value="nested too deep to be shown")
+            return _note(name, "nested too deep to be shown")
         found = Node(name)
         for key, inner in entries:
             self._put(found, key, inner, path, depth)
@@ -128,6 +130,10 @@ class _Growth:
         while last in place.children:
             last += "'"
         place.children[last] = self.node(last, value, f"{path}.{name}" if path else name, depth + 1)
+
+
+def _note(name: str, text: str) -> Node:
+    return Node(name, value=text, plain=text)
 
 
 def _entries(value: Any) -> Iterable[tuple[Any, Any]] | None:

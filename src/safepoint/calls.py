@@ -427,3 +427,7 @@ def checked_sizes(sizes: Any) -> tuple[int, ...]:
 
 def _count(sizes: tuple[int, ...]) -> int:
     return math.prod(sizes) if len(sizes) <= _MOST_DIMENSIONS else 1 << _MOST_DIMENSIONS
+
+
+CALLED = frozenset(_CHECKS)
+"""The names of what the unpickler calls by itself."""

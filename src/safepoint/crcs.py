@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import struct
-from collections.abc import Callable, Iterator, Sequence
-from itertools import pairwise
+from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
 from isal import isal_zlib
@@ -38,7 +37,7 @@ class Place(NamedTuple):
 
 
 def places(archive: Archive, source: Source) -> tuple[list[Place], list[str]]:
-    """Return where the records of ``archive`` lie, in the order of the file, and what is wrong with their headers."""
+    """Return where the records of ``archive`` lie, and what is wrong with what stands around them."""
     found: list[Place] = []
     problems: list[str] = []
     for name, record in archive.records.items():
@@ -50,11 +49,6 @@ def places(archive: Archive, source: Source) -> tuple[list[Place], list[str]]:
         if not _agrees(record, offset - source.start, source):
             problems.append(f"the header of its record {shortened(name)!r} does not agree with its directory")
         found.append(Place(name, offset, size_bytes, record.crc))
-    found.sort(key=lambda place: place.offset)
-    for before, place in pairwise(found):
-        if place.offset < before.offset + before.size_bytes:
-            problems.append(f"its record {shortened(place.name)!r} lies on another one")
-            return [], problems
     return found, problems + _behind(source)
 
 
@@ -63,19 +57,22 @@ def _behind(source: Source) -> list[str]:
     _, end = directory_of(source)
     is_long = source.read(end, len(_END64)) == _END64
     excess = source.size_bytes - end - _END_BYTES - is_long * _END64_BYTES
-    return [f"{excess} bytes behind its end do not belong to it"] if excess else []
+    return [f"it has {excess} bytes too many behind its end"] if excess else []
 
 
 def mismatches(
-    descriptor: int, size_bytes: int, wanted: Sequence[Place], on_bytes: Callable[[int], object]
+    descriptor: int, size_bytes: int, wanted: Iterable[Place], on_bytes: Callable[[int], object]
 ) -> Iterator[Place]:
-    """Read the whole file once, in order, and yield those of ``wanted``, sorted, whose data does not match.
+    """Read the whole file once, in order, and yield those of ``wanted`` whose data does not match, or is another's.
 
     ``on_bytes`` is told how many bytes were looked at.
     """
     with contextlib.closing(direct.read_chunks(descriptor, size_bytes)) as chunks:
         stream, at = Stream(chunk for _, chunk in chunks), 0
-        for place in wanted:
+        for place in sorted(wanted, key=lambda place: place.offset):
+            if place.offset < at:
+                yield place
+                continue
             at += stream.skip(place.offset - at)
             crc = 0
             for piece in stream.pieces(place.size_bytes):

@@ -9,27 +9,23 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from safepoint import crcs, formats, reader, search
-from safepoint.archive import ForeignFileError, Source, open_regular
-from safepoint.background import Background
+from safepoint.archive import ForeignFileError, Source
 from safepoint.crcs import Place
-from safepoint.errors import CheckpointError, plain, shortened
-from safepoint.formats import torch_file
+from safepoint.errors import CheckpointError, NotACheckpointError, plain, shortened
+from safepoint.formats import distributed, torch_file
+from safepoint.formats.files import opened
 from safepoint.formats.zips import Archive
-
-if TYPE_CHECKING:
-    from concurrent.futures import Future
 
 OnBytes = Callable[[int], object]
 """Is told how many bytes more have been looked at; what it raises ends the check."""
 
 _REFUSED = (errno.EACCES, errno.EPERM)
-_TICK_S = 0.1
 _ZIP = b"PK\x03\x04"
 _PICKLE = b"\x80"
 _CALLED_SO = (".ckpt", ".safetensors", ".distcp", ".pt", ".pth")
@@ -66,8 +62,10 @@ def checked(path: Path, on_bytes: OnBytes | None = None) -> Finding:
     on_bytes = on_bytes or _ignore
     try:
         return _checked(path, on_bytes)
-    except FileNotFoundError:
-        raise
+    except FileNotFoundError as error:
+        if not os.path.exists(path):
+            raise
+        return Finding(path, "damaged", problems=(f"half-written: {error.filename} is not there",))
     except OSError as error:
         verdict: Verdict = "not checkable" if error.errno in _REFUSED else "damaged"
         return Finding(path, verdict, problems=(f"cannot be read: {error.strerror or error}",))
@@ -83,67 +81,6 @@ def size_of(path: Path) -> int:
         return 0
 
 
-def check_all(paths: Sequence[Path], jobs: int, on_bytes: OnBytes | None = None) -> Generator[Finding | None]:
-    """Yield what was found of each of ``paths``, in their order, ``None`` for one that is gone; ``jobs`` at once.
-
-    ``on_bytes`` is told from time to time how many bytes more have been looked at, in the caller's thread.
-    Whoever closes the iterator ends the checks that go on, without waiting for more than the piece they are at.
-    """
-    checks = _Checks(len(paths))
-    threads = Background("verify", jobs)
-    try:
-        futures = [threads.submit(checks.check, index, path) for index, path in enumerate(paths)]
-        for future in futures:
-            while not _is_done(future):
-                (on_bytes or _ignore)(checks.further_bytes())
-            yield future.result()
-    finally:
-        checks.are_wanted = False
-        threads.close()
-
-
-class _Stopped(Exception):  # noqa: N818 - no error
-    """Nobody wants to know any more."""
-
-
-class _Checks:
-    """What the threads share: how many bytes of each checkpoint were looked at, and whether to go on."""
-
-    def __init__(self, count: int) -> None:
-        self.done_bytes = [0] * count  # each changed by the one thread that looks at it
-        self.told_bytes = 0
-        self.are_wanted = True
-
-    def further_bytes(self) -> int:
-        """Return how many bytes were looked at since this was asked the last time."""
-        before, self.told_bytes = self.told_bytes, sum(self.done_bytes)
-        return self.told_bytes - before
-
-    def check(self, index: int, path: Path) -> Finding | None:
-        """Check one; ``None`` if it is gone, or nobody wants to know any more."""
-
-        def on_bytes(count: int) -> None:
-            if not self.are_wanted:
-                raise _Stopped
-            self.done_bytes[index] += count
-
-        try:
-            on_bytes(0)
-            return checked(path, on_bytes)
-        except (FileNotFoundError, _Stopped):
-            return None
-        finally:
-            self.done_bytes[index] = size_of(path)
-
-
-def _is_done(future: Future[Finding | None]) -> bool:
-    try:
-        future.exception(_TICK_S)
-    except TimeoutError:
-        return False
-    return True
-
-
 def _ignore(_: int) -> None:
     pass
 
@@ -151,28 +88,76 @@ def _ignore(_: int) -> None:
 def _checked(path: Path, on_bytes: OnBytes) -> Finding:
     if path.is_dir():
         return _of_directory(path, on_bytes)
-    descriptor = open_regular(path)
     try:
-        head = os.pread(descriptor, len(_ZIP), 0)
+        with opened(path) as descriptor:
+            return _of_file(path, descriptor, on_bytes)
+    except CheckpointError as error:  # what is no file, is not opened
+        return Finding(path, "not checkable", problems=(_alone(path, error),))
+
+
+def _of_file(path: Path, descriptor: int, on_bytes: OnBytes) -> Finding:
+    head = os.pread(descriptor, len(_ZIP), 0)
+    try:
         return _of_archive(path, descriptor, on_bytes) if head == _ZIP else _of_structure(path)
     except CheckpointError as error:
         is_remains = head == _ZIP or (path.name.endswith(_CALLED_SO) and not head.startswith(_PICKLE))
         return Finding(path, "damaged" if is_remains else "not checkable", problems=(_alone(path, error),))
-    finally:
-        os.close(descriptor)
 
 
 def _of_directory(path: Path, on_bytes: OnBytes) -> Finding:
-    """Check each file of a checkpoint that is a directory, and then what they tell of the whole."""
-    refusal = _refusal(path)
-    if refusal and not search.is_checkpoint(path, os.listdir(path)):
+    """Check each file of a checkpoint that is a directory, and what they tell of the whole."""
+    refusal, names = _refusal(path), os.listdir(path)
+    if refusal and not search.is_checkpoint(path, names):
         return Finding(path, "not checkable", problems=(refusal,))
+    check = _of_shards if distributed.is_one(set(names)) else _of_files
+    found = check(path, on_bytes)
+    return _verdict(path, found.check or "structure", found.problems or tuple(filter(None, [refusal])), found.worth)
+
+
+def _of_files(path: Path, on_bytes: OnBytes) -> Finding:
     files = sorted(Path(place, name) for place, _, names in os.walk(path) for name in names)
     findings = [_checked(file, on_bytes) for file in files]
     damaged = [finding for finding in findings if finding.verdict == "damaged"]
     problems = [f"{each.path.relative_to(path)}: {problem}" for each in damaged for problem in each.problems]
-    problems += [refusal] if refusal and not problems else []
-    return _verdict(path, _weakest(findings), problems, _worth(path, findings))
+    without = [finding.path.relative_to(path) for finding in findings if finding.check == "structure"]
+    return _verdict(path, "structure" if without else "crc-32", problems, _worth(without))
+
+
+def _of_shards(path: Path, on_bytes: OnBytes) -> Finding:
+    """Check the archives in the files of a checkpoint of ``torch.distributed.checkpoint``'s."""
+    try:
+        archives = distributed.archives(path)
+    except CheckpointError:
+        return Finding(path, "damaged")  # why, was told before
+    problems: list[str] = []
+    without: list[Path] = []
+    for file, places in sorted(archives.items()):
+        with opened(path / file) as descriptor:
+            found, has_crcs = _of_shard(descriptor, places, on_bytes)
+        problems += [f"{file}: {problem}" for problem in found]
+        without += [] if has_crcs else [Path(file)]
+    return _verdict(path, "structure" if without else "crc-32", problems, _worth(without))
+
+
+def _of_shard(descriptor: int, places: Mapping[tuple[int, int], str], on_bytes: OnBytes) -> tuple[list[str], bool]:
+    """Return what is wrong with the archives at ``places`` (offset, size) of a file, and whether all have CRC-32s."""
+    problems: list[str] = []
+    wanted: dict[Place, str] = {}
+    has_crcs = True
+    for (offset, size_bytes), entry in places.items():
+        source = Source(descriptor, offset, size_bytes)
+        try:
+            archive = Archive(source)
+        except NotACheckpointError as error:
+            problems.append(f"{shortened(entry)!r}: {error}")
+            continue
+        found, wrong = crcs.places(archive, source)
+        problems += [f"{shortened(entry)!r}: {problem}" for problem in wrong]
+        has_crcs = has_crcs and archive.has_crcs
+        wanted |= dict.fromkeys(found, entry) if archive.has_crcs else {}
+    for place in crcs.mismatches(descriptor, os.fstat(descriptor).st_size, wanted, on_bytes):
+        problems.append(f"{shortened(wanted[place])!r} ({place.name}) does not match its CRC-32")
+    return problems, has_crcs
 
 
 def _refusal(path: Path) -> str:
@@ -184,18 +169,12 @@ def _refusal(path: Path) -> str:
     return ""
 
 
-def _weakest(findings: Sequence[Finding]) -> Check:
-    """Return what the weakest of the files allows, of those whose kind is known."""
-    checks: tuple[Check, ...] = ("structure", "crc-32", "digests")
-    return next((check for check in checks if any(finding.check == check for finding in findings)), "structure")
-
-
-def _worth(path: Path, findings: Sequence[Finding]) -> str:
-    if _weakest(findings) != "structure":
+def _worth(without: Sequence[Path]) -> str:
+    """Say what it is worth to be sound, where the files ``without`` have no checksums."""
+    if not without:
         return _BY_CRC
-    without = [str(finding.path.relative_to(path)) for finding in findings if finding.check == "structure"]
     more = f" and {len(without) - _MOST_NAMED} more" if len(without) > _MOST_NAMED else ""
-    return f"structure sound; no checksums in {', '.join(without[:_MOST_NAMED])}{more}"
+    return f"structure sound; no checksums in {', '.join(map(str, without[:_MOST_NAMED]))}{more}"
 
 
 def _verdict(path: Path, check: Check, problems: Sequence[str], worth: str) -> Finding:
@@ -204,7 +183,7 @@ def _verdict(path: Path, check: Check, problems: Sequence[str], worth: str) -> F
 
 def _alone(path: Path, error: CheckpointError) -> str:
     """Return what is wrong, without the path that it begins with."""
-    return str(error).removeprefix(plain(f"{path}: "))
+    return str(error).removeprefix(plain(f"{path}: ")).removesuffix(".")
 
 
 def _of_structure(path: Path) -> Finding:

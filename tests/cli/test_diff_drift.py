@@ -42,13 +42,14 @@ def two(dtype: str) -> tuple[torch.Tensor, torch.Tensor]:
     return a.to(kind), b.to(kind)
 
 
-@pytest.mark.parametrize("block_bytes", [64, 512 << 10])
+@pytest.mark.parametrize(("block_bytes", "at_once"), [(64, 3), (1 << 20, 1 << 16)])
 @pytest.mark.parametrize("dtype", FLOATING)
 def test_drift_is_what_torch_computes(
-    tmp_path: Path, dtype: str, block_bytes: int, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, dtype: str, block_bytes: int, at_once: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Norm, relative norm, largest change and number of changed elements, in blocks of any size; views too."""
     monkeypatch.setattr(drift, "_BLOCK_BYTES", block_bytes)
+    monkeypatch.setattr(drift, "_AT_ONCE", at_once)
     a, b = two(dtype)
     found = between(tmp_path, a, b.T.contiguous().T)
     wide = torch.complex128 if a.is_complex() else torch.float64

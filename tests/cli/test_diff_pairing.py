@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from safepoint.contents import Opaque, Part, Storage, Tensor
-from safepoint.difference import Verdict, told
+from safepoint.contents import Contents, Format, Opaque, Outline, Part, Storage, Tensor
+from safepoint.difference import Verdict, between, told
 from safepoint.leaves import MISSING, Leaves, plain_paths
 from safepoint.pairing import Pair, paired
 from safepoint.subtrees import common_change, subtrees
@@ -141,6 +141,49 @@ def test_tensors_without_data_are_what_their_notes_say() -> None:
     assert told(Pair(bare("sparse"), bare("sparse"))) is Verdict.UNREADABLE
     assert told(Pair(bare("sparse"), bare("quantised"))) is Verdict.CHANGED
     assert told(Pair(bare("meta: no data"), on(STORAGE))) is Verdict.CHANGED
+
+
+def holding(*tensors: Tensor) -> Contents:
+    """Return a checkpoint of nothing but tensors, and of one that is in all."""
+    return Contents(Outline(Path("a"), Format.SAFEPOINT, 0, 0.0), (tensor("same", 2, 3), *tensors), {})
+
+
+def moves(a: Contents, b: Contents) -> list[tuple[str, str]]:
+    """Return what has moved from where to where."""
+    return [(one.path, other.path) for one, other in between(a, b).moved]
+
+
+def sized(path: str, count: int, digest: str) -> Tensor:
+    """Return a tensor of so many elements, whose digest is told."""
+    return tensor(path, count, storage=Storage(Path("a"), 0, 4 * count, digest))
+
+
+def test_moved_tensors_are_found_by_their_digests() -> None:
+    """Those of one last name first, several of the same in the order of the state; others by their elements."""
+    a = holding(sized("x.bias", 3, "zeros"), sized("y.bias", 3, "zeros"), sized("x.weight", 9, "w"))
+    b = holding(sized("u.kernel", 9, "w"), sized("u.bias", 3, "zeros"), sized("v.bias", 3, "zeros"))
+    assert moves(a, b) == [("x.bias", "u.bias"), ("y.bias", "v.bias"), ("x.weight", "u.kernel")]
+    a, b = holding(sized("x.bias", 3, "zeros")), holding(sized("u.gain", 3, "zeros"), sized("v.bias", 3, "zeros"))
+    assert moves(a, b) == [("x.bias", "v.bias")]
+    assert moves(holding(sized("x.a", 3, "one")), holding(sized("y.b", 3, "two"))) == []
+
+
+def test_single_numbers_move_under_their_name_only() -> None:
+    """Any two counters may be the same number."""
+    a = holding(sized("x.steps", 1, "1"))
+    assert moves(a, holding(sized("y.scale", 1, "1"))) == []
+    assert moves(a, holding(sized("y.steps", 1, "1"))) == [("x.steps", "y.steps")]
+
+
+def test_difference_counts_what_is_chosen_only() -> None:
+    """By the path of either side."""
+    a, b = holding(sized("m.x", 3, "1"), sized("m.y", 3, "2")), holding(sized("x", 3, "1"), sized("y", 3, "3"))
+    for chosen in ({"m.x"}, {"x"}):
+        found = between(a, b, chosen.__contains__)
+        assert [pair.a.path for pair in found.same] == ["m.x"]
+        assert (found.added, found.removed, found.changed) == ((), (), ())
+    assert between(a, b, {"y"}.__contains__)
+    assert not between(a, a)
 
 
 def test_many_paths_are_told_by_the_parts_that_they_are_all_of() -> None:

@@ -70,16 +70,18 @@ def test_elements_in_pieces_or_swapped_are_verified(tensor: Tensor, tmp_path: Pa
 
 
 def test_elements_of_one_storage_as_two_dtypes_are_parted(tmp_path: Path) -> None:
-    """Torch knows one dtype a storage: bytes that are seen as two get a storage for each."""
+    """Torch knows one dtype a storage: bytes that are seen as several get a storage for each."""
     one = storage(tmp_path / "0", DATA.numpy().tobytes(), checked_by="crc")
     tensors = {
         "short": Tensor("short", "int16", (24,), (Part((0,), (24,), one, 0, (1,)),)),
+        "half": Tensor("half", "bfloat16", (24,), (Part((0,), (24,), one, 0, (1,)),)),
         "bytes": Tensor("bytes", "uint8", (48,), (Part((0,), (48,), one, 0, (1,)),)),
         "odd": Tensor("odd", "int32", (2,), (Part((0,), (2,), one, 9, (2,)),)),
     }
     loaded = torch.load(written(Archive(tensors, None), tmp_path / "o"), weights_only=True)
     flat = DATA.reshape(-1)
     assert torch.equal(loaded["short"], flat)
+    assert torch.equal(loaded["half"], flat.view(torch.bfloat16))
     assert torch.equal(loaded["bytes"], flat.view(torch.uint8))
     assert torch.equal(loaded["odd"], flat.view(torch.int32)[9::2])
 

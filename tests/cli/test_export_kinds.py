@@ -73,8 +73,8 @@ def bits(tensor: torch.Tensor) -> tuple[Any, ...]:
 
 def export(source: Path, kind: Kind, **options: Any) -> Path:
     """Export into the same directory, and return where."""
-    out = source.with_suffix(kind.extension)
-    prepared(Order(source, out, kind, **options)).run()
+    out = source.with_name(f"exported{kind.extension}")
+    prepared(Order(source, out, kind, replace=True, **options)).run()
     return out
 
 
@@ -96,18 +96,37 @@ def test_safetensors_holds_every_dtype_in_every_view(every: tuple[Path, dict[str
         assert file.metadata() == {"format": "pt"}
         for name, tensor in made.items():
             assert bits(file.get_tensor(name)) == bits(tensor), name
-    data = out.read_bytes()
-    header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
-    assert int.from_bytes(data[:8], "little") % 8 == 0
+
+
+@pytest.mark.parametrize("length", range(1, 9))
+def test_safetensors_puts_elements_at_multiples_of_their_size(tmp_path: Path, length: int) -> None:
+    """However long the header, and whatever stands in front: readers map the file and look at whole elements."""
+    made = {"b": torch.ones(3, dtype=torch.uint8), "h": torch.ones(1).half(), "d": torch.ones(1).double()}
+    made |= {"n" * length: torch.ones(1, dtype=torch.complex64), "f": torch.ones(3)}
+    torch.save(made, tmp_path / "a.pt")
+    data = export(tmp_path / "a.pt", Kind.SAFETENSORS).read_bytes()
+    header_bytes = int.from_bytes(data[:8], "little")
+    assert header_bytes % 8 == 0
+    header = json.loads(data[8 : 8 + header_bytes])
     for name, tensor in made.items():
         assert header[name]["data_offsets"][0] % tensor.itemsize == 0
+
+
+def test_export_of_many_slabs_mixes_nothing_up(tmp_path: Path) -> None:
+    """What is on its way to the disk stays as it is while the next is made: forty megabytes come back the same."""
+    made = {"a": random("float32", 3_000_000), "b": random("int16", 7), "c": random("float32", 7_000_001)}
+    torch.save(made, tmp_path / "a.pt")
+    for kind in Kind.SAFETENSORS, Kind.TORCH:
+        out = export(tmp_path / "a.pt", kind)
+        found = safetensors.torch.load_file(out) if kind is Kind.SAFETENSORS else torch.load(out, weights_only=True)
+        assert all(bits(found[name]) == bits(tensor) for name, tensor in made.items())
 
 
 @pytest.mark.parametrize("mmap", [False, True])
 def test_torch_holds_every_dtype_as_it_lies(every: tuple[Path, dict[str, torch.Tensor]], *, mmap: bool) -> None:
     """``torch.load`` makes the very same of both files: bits, strides and offsets, on storages as long as before."""
     path, made = every
-    out = export(path, Kind.TORCH, replace=True)
+    out = export(path, Kind.TORCH)
     loaded = torch.load(out, weights_only=True, mmap=mmap)["all"]
     assert list(loaded) == list(made)
     for name, tensor in made.items():
@@ -141,7 +160,7 @@ def test_safetensors_refuses_two_numbers_without_a_dimension(tmp_path: Path) -> 
 
 def test_torch_file_is_a_whole_zip_archive(every: tuple[Path, dict[str, torch.Tensor]]) -> None:
     """Any reader of archives finds every record's CRC-32 right; no record says that it is a checkpoint of a run."""
-    with zipfile.ZipFile(export(every[0], Kind.TORCH, replace=True)) as archive:
+    with zipfile.ZipFile(export(every[0], Kind.TORCH)) as archive:
         assert archive.testzip() is None
         assert not [name for name in archive.namelist() if "safepoint" in name]
 
@@ -151,7 +170,7 @@ def test_torch_keeps_what_shares_a_storage_together(tmp_path: Path) -> None:
     one = torch.randn(6, 4)
     path = save(tmp_path, {"net": Holder(a=one, b=one, part=one[1:3], turned=one.T, other=one.clone())})
     for dtype in (None, Dtype.BFLOAT16):
-        loaded = torch.load(export(path, Kind.TORCH, dtype=dtype, replace=True), weights_only=True)["net"]
+        loaded = torch.load(export(path, Kind.TORCH, dtype=dtype), weights_only=True)["net"]
         pointers = {name: tensor.untyped_storage().data_ptr() for name, tensor in loaded.items()}
         assert len({pointers.pop("other"), *pointers.values()}) == 2
         for name, like in {"a": one, "b": one, "part": one[1:3], "turned": one.T, "other": one}.items():
@@ -181,6 +200,21 @@ def test_safetensors_takes_nothing_for_tied_that_is_not(tmp_path: Path) -> None:
     out = export(save(tmp_path, {"net": Holder(**made)}), Kind.SAFETENSORS, keys=("net",), strip="net")
     loaded = safetensors.torch.load_file(out)
     assert {name: bits(tensor) for name, tensor in loaded.items()} == {n: bits(t) for n, t in made.items()}
+
+
+def test_safetensors_loses_no_name(tmp_path: Path) -> None:
+    """A tied tensor whose name the header needs for itself is written out; names that nobody could read are refused."""
+    one = torch.randn(3)
+    path = save(tmp_path, {"net": Holder(a=one, format=one, b=one)})
+    out = export(path, Kind.SAFETENSORS, keys=("net",), strip="net")
+    assert {name: bits(tensor) for name, tensor in safetensors.torch.load_file(out).items()} == {
+        "a": bits(one),
+        "format": bits(one),
+    }
+    for name in ("__metadata__", "\udc80"):
+        torch.save({"a": one, name: one}, tmp_path / "o.pt")
+        with pytest.raises(ConfigurationError, match="no tensor in a safetensors file can be called"):
+            export(tmp_path / "o.pt", Kind.SAFETENSORS)
 
 
 def test_safetensors_goes_into_a_model_of_transformers(tmp_path: Path) -> None:
@@ -260,7 +294,7 @@ def test_weights_go_into_the_module(tmp_path: Path) -> None:
     path = save(tmp_path, training.state)
     for dtype in (None, Dtype.FLOAT64):
         other = Training(seed=1).model.to(torch.float64 if dtype else torch.float32)
-        weights = torch.load(export(path, Kind.WEIGHTS, dtype=dtype, replace=True), weights_only=True)
+        weights = torch.load(export(path, Kind.WEIGHTS, dtype=dtype), weights_only=True)
         assert str(other.load_state_dict(weights)) == "<All keys matched successfully>"
         assert all(
             map(
@@ -288,11 +322,11 @@ def test_weights_of_several_modules_have_to_be_chosen(tmp_path: Path) -> None:
     ):
         export(path, Kind.WEIGHTS)
     for keys in (("critic",), ("critic.*",), ("critic.weight", "critic.bias")):
-        weights = torch.load(export(path, Kind.WEIGHTS, keys=keys, replace=True), weights_only=True)
+        weights = torch.load(export(path, Kind.WEIGHTS, keys=keys), weights_only=True)
         torch.nn.Linear(3, 1).load_state_dict(weights)
-    assert list(torch.load(export(path, Kind.WEIGHTS, except_=("actor",), replace=True))) == ["weight", "bias"]
+    assert list(torch.load(export(path, Kind.WEIGHTS, except_=("actor",)))) == ["weight", "bias"]
     with pytest.raises(ConfigurationError, match="those that are there: 'actor', 'critic'"):
-        export(path, Kind.WEIGHTS, keys=("optimizer",), replace=True)
+        export(path, Kind.WEIGHTS, keys=("optimizer",))
 
 
 def test_weights_of_no_module_are_refused(tmp_path: Path) -> None:
@@ -323,5 +357,5 @@ def test_torch_holds_the_chosen_part_of_the_tree(tmp_path: Path) -> None:
         ({"keys": ("a.*",), "except_": ("a.y",), "strip": "a"}, {"x": torch.ones(1), "z": {}}),
         ({"keys": ("a.y", "b"), "strip": "b."}, {"a": {"y": [1, torch.ones(2), 3]}, "x": 2}),
     ):
-        found = torch.load(export(path, Kind.TORCH, replace=True, **options), weights_only=True)
+        found = torch.load(export(path, Kind.TORCH, **options), weights_only=True)
         assert repr(found) == repr(wanted)

@@ -69,6 +69,12 @@ def test_pickle_of_many_entries_is_cut_into_batches(count: int) -> None:
     assert torch.load(archived(pickled(value, no_tensor)), weights_only=True) == value
 
 
+@pytest.mark.parametrize("text", ["", "\udc80", "a\nb", "\0", "€" * 300])
+def test_pickle_of_any_text(text: str) -> None:
+    """Half characters, as of file names that are no Unicode, and control codes are text, too."""
+    assert torch.load(archived(pickled([text, {text: text}], no_tensor)), weights_only=True) == [text, {text: text}]
+
+
 def test_pickle_writes_a_string_once() -> None:
     """What is called the same a thousand times is written once, more than 255 strings included."""
     value = [{f"key {n}": "the same long value" for n in range(300)}] * 2

@@ -111,7 +111,7 @@ def test_weights_of_a_loop_of_ones_own(tmp_path: Path, wrapped: str) -> None:
     weights = OrderedDict((f"{wrapped}{name}", tensor) for name, tensor in tower.state_dict().items())
     scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 3)
     state = {"epoch": 3, "net": weights, "optimizer": optimizer.state_dict(), "scheduler": scheduler.state_dict()}
-    torch.save(state | {"rng": torch.get_rng_state(), "losses": torch.ones(3)}, tmp_path / "a.pth")
+    torch.save(state | {"rng": torch.get_rng_state(), "seen": {"batches": torch.tensor(3)}}, tmp_path / "a.pth")
     found = torch.load(export(tmp_path / "a.pth", Kind.WEIGHTS, strip=wrapped), weights_only=True)
     assert str(Tower().load_state_dict(found)) == "<All keys matched successfully>"
 
@@ -150,7 +150,7 @@ def test_every_kind_comes_back_the_same_or_is_refused(tmp_path: Path, name: str)
     path = tmp_path / "a.pt"
     torch.save({"it": kinds.made(name), "other": torch.ones(2)}, path)
     if name in NO_DATA or name in NOT_PLAIN:
-        with pytest.raises(SafepointError, match="'it"):
+        with pytest.raises(SafepointError, match=r"'it.*--except 'it"):
             export(path, Kind.TORCH)
         assert sorted(tmp_path.iterdir()) == [path]
         return

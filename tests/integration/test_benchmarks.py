@@ -84,3 +84,19 @@ def test_fits_restores_and_footprints_show_their_rows(tmp_path: Path) -> None:
             assert figure in page
     assert (BENCHMARKS / "notes.md").read_text().strip() in results
     assert tiny(tmp_path, "--sections")[1] == results
+
+
+def test_comparing_shows_ours_beside_what_people_do(tmp_path: Path) -> None:
+    """Every way of comparing has its row, for files that differ or for ones that are the same."""
+    printed, results = tiny(tmp_path, "--sections", "comparing-4")
+    assert "does not work" not in printed
+    for page in (printed, results):
+        for row in ("safepoint diff, all changed", "safepoint diff --values, all changed", "safepoint diff, the same"):
+            assert row in page
+        for row in (
+            "torch.equal, as a script, the same",
+            "cmp, the same",
+            "the same figures, float64, without the start",
+        ):
+            assert row in page
+        assert "diff of two checkpoints, as a command" in page

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import warnings
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,17 +30,21 @@ SHORT = Case(script.ordinary, {"limit_train_batches": 4}, epochs=2, validates=Fa
 NOT_EXACTLY = "cannot be resumed from exactly"
 
 
-def train(case: Case, framework: Framework, *callbacks: Any, checkpoint: Path | None = None, net: Any = None) -> Any:
-    """Run the script, or ``net``, from the beginning or from ``checkpoint``; return the trainer."""
+@dataclass
+class Trained(Run):
+    """A run that came to its end, and its trainer."""
+
+    trainer: Any
+
+
+def train(
+    case: Case, framework: Framework, *callbacks: Any, checkpoint: Path | None = None, net: Any = None
+) -> Trained:
+    """Run the script, or ``net``, from the beginning or from ``checkpoint``."""
     script.seed(2 if checkpoint else 1)
     fitted = script.trainer(framework, case, script.curve(framework), *callbacks)
     fitted.fit(net or script.module(framework, case), ckpt_path=checkpoint)
-    return fitted
-
-
-def left(fitted: Any) -> Run:
-    """Return what a run left."""
-    return Run(script.outcome(fitted), fitted.logger.values)
+    return Trained(script.outcome(fitted), fitted.logger.values, fitted)
 
 
 def by_step(framework: Framework, directory: Path) -> Any:
@@ -90,7 +95,7 @@ def test_averaging_goes_on_from_the_end_of_an_epoch(framework: Framework, tmp_pa
     whole = train(AVERAGED, framework, by_epoch(framework, tmp_path), averaging(framework))
     checkpoint, callback = tmp_path / "step=8.ckpt", by_epoch(framework, tmp_path / "resumed")
     resumed = train(AVERAGED, framework, callback, averaging(framework), checkpoint=checkpoint)
-    assert unlike(left(whole), left(resumed), checkpoint) == []
+    assert unlike(whole, resumed, checkpoint) == []
 
 
 # Nothing is left to train.
@@ -103,9 +108,10 @@ def test_last_epoch_is_ended_where_nothing_is_left(framework: Framework, tmp_pat
     checkpoint = tmp_path / "step=8.ckpt"
     assert torch.load(checkpoint, weights_only=True)[KEY]["moment"] == "epoch"
     resumed = train(case, framework, by_epoch(framework, tmp_path / "resumed"), checkpoint=checkpoint)
-    assert differences(script.outcome(whole), script.outcome(resumed)) == []
-    assert {"val_loss", "loss_epoch", "mean"} <= whole.callback_metrics.keys()
-    assert differences(dict(whole.callback_metrics), dict(resumed.callback_metrics)) == []
+    assert differences(whole.outcome, resumed.outcome) == []
+    measured = dict(whole.trainer.callback_metrics)
+    assert {"val_loss", "loss_epoch", "mean"} <= measured.keys()
+    assert differences(measured, dict(resumed.trainer.callback_metrics)) == []
 
 
 def test_epoch_that_is_not_ended_is_named_where_nothing_is_left(framework: Framework, tmp_path: Path) -> None:
@@ -127,7 +133,7 @@ def test_fit_that_was_over_stays_as_it_was(framework: Framework, tmp_path: Path)
     whole = train(SHORT, framework, by_epoch(framework, tmp_path), by_hand(framework, path, "on_train_end"))
     assert torch.load(path, weights_only=True)[KEY]["moment"] == "between"
     resumed = train(SHORT, framework, by_epoch(framework, tmp_path / "resumed"), checkpoint=path)
-    assert differences(script.outcome(whole), script.outcome(resumed)) == []
+    assert differences(whole.outcome, resumed.outcome) == []
 
 
 # Gradients that wait.
@@ -174,10 +180,10 @@ def test_gradients_of_any_kind_are_put_back(precision: str, sparse: bool, framew
     callbacks = by_epoch(framework, tmp_path / "whole"), within_a_step(framework, path)
     whole = train(case, framework, *callbacks, net=looked(framework, sparse=sparse))
     gradient = torch.load(path, weights_only=True)[KEY]["gradients"]["table.weight"]
-    assert (gradient.dtype, gradient.is_sparse) == (whole.lightning_module.dtype, sparse)
+    assert (gradient.dtype, gradient.is_sparse) == (whole.trainer.lightning_module.dtype, sparse)
     callback, net = by_epoch(framework, tmp_path / "resumed"), looked(framework, sparse=sparse)
     resumed = train(case, framework, callback, checkpoint=path, net=net)
-    assert differences(script.outcome(whole), script.outcome(resumed)) == []
+    assert differences(whole.outcome, resumed.outcome) == []
 
 
 # What is forged.
@@ -186,9 +192,9 @@ WEIGHT = "table.weight"
 SHAPE = "gradient of table.weight is of another shape or dtype"
 
 FORGED: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
-    "no dict": (lambda saved: [saved.pop(name) for name in list(saved)], "it lacks what belongs there"),
+    "lacking": (lambda saved: [saved.pop(name) for name in list(saved)], "it lacks what belongs there"),
     "moment": (lambda saved: saved.update(moment=["batch"]), "it knows no such moment"),
-    "ranks": (lambda saved: saved.update(ranks=[saved["ranks"][0]]), "its ranks are none"),
+    "ranks": (lambda saved: saved.update(ranks=[0]), "its ranks are none"),
     "name of a rank": (lambda saved: saved.update(ranks={"0": saved["ranks"][0]}), "its ranks are none"),
     "world size": (lambda saved: saved.update(world_size=1.0), "its ranks are none"),
     "world size that is a truth": (lambda saved: saved.update(world_size=True), "its ranks are none"),
@@ -246,7 +252,7 @@ def test_checkpoint_without_its_loops_is_begun_anew(framework: Framework, tmp_pa
     del checkpoint["loops"]
     torch.save(checkpoint, tmp_path / "without.ckpt")
     begun = train(SHORT, framework, by_step(framework, tmp_path / "anew"), checkpoint=tmp_path / "without.ckpt")
-    assert begun.global_step == 8
+    assert begun.trainer.global_step == 8
 
 
 # Loops that are not quite those known.

@@ -6,7 +6,7 @@ import threading
 
 import pytest
 
-from safepoint.background import Background
+from safepoint.background import Background, each
 
 
 def refuse(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -52,3 +52,34 @@ def test_task_is_left_to_the_thread_that_has_taken_it(monkeypatch: pytest.Monkey
         future.result(timeout=10)
     background.close()
     assert sorted(done) == list(range(20))
+
+
+def test_each_yields_in_order_and_takes_few_ahead() -> None:
+    """What is done at once comes out in the order in which it was asked for, and what is not asked for is not begun."""
+    begun: list[int] = []
+
+    def double(number: int) -> int:
+        begun.append(number)
+        return 2 * number
+
+    done = each("test", double, range(100_000))
+    assert [next(done) for _ in range(3)] == [0, 2, 4]
+    done.close()
+    assert len(begun) < 100
+    assert list(each("test", double, range(500))) == list(range(0, 1000, 2))
+    assert list(each("test", double, ())) == []
+
+
+def test_each_raises_and_goes_no_further() -> None:
+    """An error comes where its result would, and little is begun behind it."""
+    begun: list[int] = []
+
+    def fail(number: int) -> int:
+        begun.append(number)
+        if number == 2:
+            raise ValueError(number)
+        return number
+
+    with pytest.raises(ValueError, match="2"):
+        list(each("test", fail, range(100_000)))
+    assert len(begun) < 100

@@ -82,7 +82,7 @@ def test_tree_goes_as_deep_as_asked_for() -> None:
 def test_tree_says_how_much_it_leaves_out() -> None:
     """A container with more in it than is to be shown says how much more there is."""
     state = {"many": {f"{chr(97 + index)}": tensor(index + 1) for index in range(20)}}
-    assert text(state, 100, most=5)[-1] == "└ ... and 15 more in many: --full shows them"
+    assert text(state, 100, most=5)[-1] == "└ ... and 15 more: --full shows them"
 
 
 def test_tree_says_of_tensors_what_they_share() -> None:

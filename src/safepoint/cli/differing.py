@@ -19,6 +19,7 @@ Row = tuple[str, str, str]
 
 _COLOURS = {"added": "green", "removed": "red"}
 _MOST_OF_A_PART = 5
+_NARROW = 60
 
 
 def show(found: Comparison, *, every: bool, by_change: bool) -> None:
@@ -47,22 +48,23 @@ def _table(rows: Iterable[Row]) -> None:
 
 
 def _heads(a: Outline, b: Outline) -> Iterator[str]:
+    """Yield what the two are: in a narrow terminal, what tells them apart."""
+    width = output.width()
     columns = (
         Column(""),
         Column("checkpoint", folds=True),
-        Column("format"),
         Column("step", right=True),
         Column("epoch", right=True),
         Column("metrics", folds=True),
-        Column("size", right=True),
+        *((Column("format"), Column("size", right=True)) if width >= _NARROW else ()),
     )
-    return lines(columns, [_head("A", a), _head("B", b)], output.width())
+    return lines(columns, [row[: len(columns)] for row in (_head("A", a), _head("B", b))], width)
 
 
 def _head(name: str, outline: Outline) -> tuple[str, ...]:
     step, epoch = ("" if number is None else str(number) for number in (outline.step, outline.epoch))
     metrics, size = in_line(output.metrics(outline.metrics)), output.size(outline.size_bytes)
-    return name, in_line(str(outline.path)), outline.format.value, step, epoch, metrics, size
+    return name, in_line(str(outline.path)), step, epoch, metrics, outline.format.value, size
 
 
 def _tensors(found: Comparison, *, every: bool) -> Iterator[Row]:

@@ -390,6 +390,38 @@ class Diff(Document, frozen=True, tag="safepoint.diff/1"):
     layers: tuple[DiffLayer, ...] | None
 
 
+class ScannedName(msgspec.Struct, frozen=True):
+    """A class, function or constant that a file names, and whether it would be ``called``.
+
+    ``kind``: ``"safe"`` on the list of weights_only=True, ``"needs"`` beyond it, ``"runs"`` known to run code.
+    """
+
+    name: str
+    kind: Literal["safe", "needs", "runs"]
+    called: bool
+
+
+class ScannedFile(msgspec.Struct, frozen=True):
+    """A file that was looked at; of a directory of torch.distributed.checkpoint's, its parts together.
+
+    ``verdict``: ``"nothing"`` in it can run; ``"safe"`` to load with weights_only=True; ``"refused"`` by it, or cannot
+    be read to its end, as ``problems`` say; it ``"needs"`` names beyond the list; it ``"runs"`` code.
+    """
+
+    path: str
+    what: Literal["torch", "pickle", "safetensors"]
+    verdict: Literal["nothing", "safe", "refused", "needs", "runs"]
+    names: tuple[ScannedName, ...]
+    problems: tuple[str, ...]
+
+
+class Scan(Document, frozen=True, tag="safepoint.scan/1"):
+    """What files would import when they are loaded: ``all_safe`` if nothing beyond what weights_only=True allows."""
+
+    files: tuple[ScannedFile, ...]
+    all_safe: bool
+
+
 class Pin(Document, frozen=True, tag="safepoint.pin/1"):
     """Whether the checkpoint of which ``path`` is a name is ``pinned``, and whether that was ``changed`` just now.
 
@@ -402,3 +434,37 @@ class Pin(Document, frozen=True, tag="safepoint.pin/1"):
     pinned: bool
     changed: bool
     told: str
+
+
+Answered = Literal["stays", "goes", "removed", "left", "failed"]
+
+
+class PruneCheckpoint(msgspec.Struct, frozen=True):
+    """A checkpoint of a run that is pruned, by all of its ``names``; ``path`` is its own.
+
+    ``answer``: it ``stays`` by the policy, or ``goes``: it was ``removed``, was ``left`` alone in the last moment, or
+    its removal ``failed``; ``why`` says why, of each.
+    """
+
+    path: str
+    names: tuple[str, ...]
+    step: int
+    epoch: int
+    metrics: dict[str, Number]
+    time: float
+    size_bytes: int
+    answer: Answered
+    why: str
+
+
+class Prune(Document, frozen=True, tag="safepoint.prune/1"):
+    """What a policy makes of the checkpoints in ``directory``, oldest first, and what has become of those that go.
+
+    ``untouched`` is what else lies there, by path, and why it is left alone. ``freed_bytes``: what removing them frees
+    or, once that is done, has freed.
+    """
+
+    directory: str
+    checkpoints: tuple[PruneCheckpoint, ...]
+    untouched: dict[str, str]
+    freed_bytes: int

@@ -77,8 +77,9 @@ def _written(job: Job) -> tuple[str, ...]:
     """Write the file; a signal to end takes away what there is of it, as an error does."""
     from safepoint.errors import DamagedCheckpointError
 
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, _end)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is not signal.SIG_IGN:  # as of what runs under nohup
+            signal.signal(number, _end)
     try:
         with bar(in_line(f"writing {job.order.out}"), job.plan.size_bytes) as advance:
             return job.run(advance)

@@ -49,10 +49,11 @@ def told(overview: Overview, now: float) -> Iterator[tuple[str, str]]:
 
 def _of_the_run(overview: Overview, record: Record, manifest: Manifest) -> Iterator[tuple[str, str]]:
     yield "why saved", ", ".join(record.reasons)
-    yield "kept", overview.entry.why
+    kept = overview.entry.why
+    yield "kept", kept
     if record.emergency:
         yield "emergency", f"saved at an exception: {record.emergency}"
-    if record.flaw:
+    if record.flaw and record.flaw not in kept:
         yield "flaw", f"not to be gone on from: {record.flaw}"
     for name, why in manifest.inexact.items():
         yield "inexact", f"{name}: {why}"

@@ -112,6 +112,7 @@ def _summary(shown: Sequence[tuple[Entry, Sizes]]) -> str:
         return "no checkpoints"
     there = [own for _, own in shown if own]
     count, sizes = len(there), dict(each for own in there for each in own.items())
+    is_shared = len(sizes) < sum(map(len, there))
     some = f"{count} checkpoint{'s' if count > 1 else ''}"
-    shared = f" ({len(sizes)} files, some with several names)" if len(sizes) < count else ""
+    shared = f" ({len(sizes)} files, some with several names)" if is_shared else ""
     return f"{some}{shared}, {output.size(sum(sizes.values()))} on disk"

@@ -27,7 +27,7 @@ DAMAGED = 1
 def ls(
     paths: Annotated[
         list[Path] | None,
-        typer.Argument(metavar="[PATH]...", help="Directories of runs, or checkpoints.", show_default="."),
+        typer.Argument(metavar="PATH", help="Directories of runs, or checkpoints; what is here by default."),
     ] = None,
     *,
     sort: Annotated[
@@ -46,7 +46,7 @@ def ls(
             "--filter",
             metavar="CONDITION",
             help="Only those with, say, 'val_loss<0.3', 'step>=1000', 'size>1GB', 'age<2d', 'format=lightning' or "
-            "'name=*best*'; of several, all must be true.",
+            "'name=best*'; of several, all must be true.",
         ),
     ] = None,
     removed: Annotated[bool, typer.Option("--removed", help="List the removed ones too, with why they went.")] = False,
@@ -117,12 +117,13 @@ def _listing(entries: Sequence[Entry], surveys: Sequence[Survey], *, removed: bo
 
 def _findings(entries: Sequence[Entry]) -> dict[Path, Finding]:
     """Read every byte of ``entries``; what is not found any more is left out."""
-    from safepoint import soundness
+    from safepoint.checks import check_all
     from safepoint.cli.bar import bar
+    from safepoint.soundness import size_of
 
     paths = [entry.path for entry in entries]
     with (
-        bar("verifying", sum(map(soundness.size_of, paths))) as advance,
-        contextlib.closing(soundness.check_all(paths, os.cpu_count() or 1, advance)) as checks,
+        bar("verifying", sum(map(size_of, paths))) as advance,
+        contextlib.closing(check_all(paths, os.cpu_count() or 1, advance)) as checks,
     ):
         return {finding.path: finding for finding in filter(None, checks)}

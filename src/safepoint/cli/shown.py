@@ -94,7 +94,7 @@ def _values(node: Node, path: str) -> Iterator[tuple[str, Any]]:
         if child.children:
             yield from _values(child, inner)
         elif child.tensor is None:
-            yield inner, child.value if child.plain is None else _Plain().of(child.plain)
+            yield _text(inner), _Plain().of(child.plain)
 
 
 class _Plain:
@@ -109,8 +109,13 @@ class _Plain:
     def of(self, value: Any, depth: int = 0) -> Any:
         if isinstance(value, Mapping | list | tuple | AbstractSet) and value:
             return self._of_container(value, depth)
-        is_there = value is None or isinstance(value, bool | str)
-        if is_there or (isinstance(value, int) and -_INTEGER_LIMIT <= value < _INTEGER_LIMIT):
+        if isinstance(value, str):
+            return _text(value)
+        if (
+            value is None
+            or isinstance(value, bool)
+            or (isinstance(value, int) and -_INTEGER_LIMIT <= value < _INTEGER_LIMIT)
+        ):
             return value
         return encoded_metrics({"": value})[""] if isinstance(value, float) else anatomy.told(value)
 
@@ -124,4 +129,9 @@ class _Plain:
 
 
 def _key(key: Any) -> str:
-    return key if isinstance(key, str) else anatomy.told(key)
+    return _text(key) if isinstance(key, str) else anatomy.told(key)
+
+
+def _text(text: str) -> str:
+    """Return ``text`` with what is no Unicode written out, which JSON cannot hold."""
+    return text.encode("utf-8", "backslashreplace").decode()

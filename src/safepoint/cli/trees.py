@@ -37,6 +37,7 @@ class Guides(NamedTuple):
 
 DRAWN = Guides("├ ", "│ ", "└ ", "  ")
 PLAIN = Guides("  ", "  ", "  ", "  ")
+_NONE = Guides("", "", "", "")
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,11 +56,9 @@ def rows(root: Node, *, depth: int | None = None, most: int | None = None, guide
 
     ``depth``: how many levels are told, 1 or more; ``most``: how much of what is in one of them is told.
     """
-    found: list[Row] = []
-    for child in root.children.values():
-        found.append(_row(child, "", ""))
-        _add(child, "", None if depth is None else depth - 1, most, guides, found)
-    return found
+    found = _Rows(most, guides)
+    found.add(root, "", depth, _NONE)
+    return found.rows
 
 
 def lines(found: Sequence[Row], width: int) -> Iterator[tuple[str, Row]]:
@@ -90,18 +89,27 @@ def quantity(count: int) -> str:
     return str(count)
 
 
-def _add(node: Node, lead: str, depth: int | None, most: int | None, guides: Guides, found: list[Row]) -> None:
-    """Add the rows of what is in ``node``, below ``lead``."""
-    if depth is not None and depth <= 0:
-        return
-    for index, child in enumerate(islice(node.children.values(), most)):
-        is_last = index == len(node.children) - 1
-        below = lead + (guides.past_last if is_last else guides.past)
-        found.append(_row(child, lead + (guides.to_last if is_last else guides.to), below))
-        _add(child, below, None if depth is None else depth - 1, most, guides, found)
-    if most is not None and len(node.children) > most:
-        title = f"... and {len(node.children) - most} more in {shortened(node.name)}: --full shows them"
-        found.append(Row(lead + guides.to_last, lead + guides.past_last, in_line(title)))
+class _Rows:
+    """The rows of a tree, of containers that hold more than ``most`` only so many."""
+
+    def __init__(self, most: int | None, guides: Guides) -> None:
+        self.rows: list[Row] = []
+        self._most = most
+        self._guides = guides
+
+    def add(self, node: Node, lead: str, depth: int | None, guides: Guides) -> None:
+        """Add what is in ``node`` and lies below ``lead``, ``depth`` levels of it."""
+        if depth is not None and depth <= 0:
+            return
+        count = len(node.children)
+        for index, child in enumerate(islice(node.children.values(), self._most)):
+            is_last = index == count - 1
+            below = lead + (guides.past_last if is_last else guides.past)
+            self.rows.append(_row(child, lead + (guides.to_last if is_last else guides.to), below))
+            self.add(child, below, None if depth is None else depth - 1, self._guides)
+        if self._most is not None and count > self._most:
+            title = f"... and {count - self._most} more: --full shows them"
+            self.rows.append(Row(lead + guides.to_last, lead + guides.past_last, title))
 
 
 def _row(node: Node, lead: str, next_lead: str) -> Row:

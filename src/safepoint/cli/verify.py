@@ -55,6 +55,8 @@ def verify(
         findings = _checked(found, jobs or min(os.cpu_count() or 1, _MOST_JOBS), is_silent=as_json)
     except KeyboardInterrupt:
         raise typer.Exit(INTERRUPTED) from None
+    if not findings:
+        output.fail("no checkpoint is there any more: they were removed before they were read.")
     if as_json:
         output.document(_document(findings))
     elif summary := _summary(findings):
@@ -79,15 +81,13 @@ def _found(path: Path) -> Iterator[Path]:
 
 def _checked(paths: list[Path], jobs: int, *, is_silent: bool) -> list[Finding]:
     """Check ``paths``, print each as soon as it and those before it are done, and return what was found."""
-    from safepoint import soundness
+    from safepoint.checks import check_all
     from safepoint.cli.bar import bar
+    from safepoint.soundness import size_of
 
     findings: list[Finding] = []
-    total_bytes = sum(map(soundness.size_of, paths))
-    with (
-        bar("verifying", total_bytes) as advance,
-        contextlib.closing(soundness.check_all(paths, jobs, advance)) as checks,
-    ):
+    total_bytes = sum(map(size_of, paths))
+    with bar("verifying", total_bytes) as advance, contextlib.closing(check_all(paths, jobs, advance)) as checks:
         for finding in filter(None, checks):  # None: a running job has removed it
             findings.append(finding)
             if not is_silent or finding.verdict == "not checkable":

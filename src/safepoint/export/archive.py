@@ -1,7 +1,7 @@
 """A file of ``torch.save``'s: a tree of tensors and plain values as a pickle, and the storages behind it.
 
 Storages are taken as they are, so that views stay views and what is tied stays tied; a conversion changes the elements
-and no place. A storage of its own gets what lies on several (a sharded tensor), or in another order of bytes.
+and no place. What lies on several storages (a sharded tensor) gets one of its own.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ class Archive:
 
 def _as_it_lies(tensor: Tensor) -> tuple[Tensor, tuple[int, tuple[int, ...]]]:
     """Return the storage under ``tensor`` as a tensor, and the offset and strides of ``tensor`` on it."""
-    if len(tensor.parts) != 1 or not tensor.parts[0].storage.is_little:
+    if len(tensor.parts) != 1:
         return tensor, (0, contiguous(tensor.shape))
     (part,) = tensor.parts
     shape = (part.storage.size_bytes // values.item_bytes(tensor),)

@@ -156,7 +156,7 @@ def _whole(tensor: Tensor) -> Storage | None:
         return None
     (part,) = tensor.parts
     size_bytes = tensor.count * values.item_bytes(tensor)
-    is_all = part.offset == 0 and size_bytes == part.storage.size_bytes and part.storage.is_little
+    is_all = size_bytes == part.storage.size_bytes and part.storage.is_little
     return part.storage if is_all and part.is_in_order else None
 
 

@@ -9,18 +9,19 @@ storage, the first has a place, and the header names the others, as ``safetensor
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from safepoint.contents import Tensor
 from safepoint.errors import ConfigurationError, shortened
 from safepoint.export.elements import Buffer, Elements, Item, item
 
+_PACKED = "float4_e2m1fn_x2"
 _DTYPES = {
     "bool": "BOOL", "uint8": "U8", "int8": "I8", "uint16": "U16", "int16": "I16", "uint32": "U32", "int32": "I32",
     "uint64": "U64", "int64": "I64", "float16": "F16", "bfloat16": "BF16", "float32": "F32", "float64": "F64",
     "complex64": "C64", "float8_e4m3fn": "F8_E4M3", "float8_e5m2": "F8_E5M2", "float8_e8m0fnu": "F8_E8M0",
-    "float8_e4m3fnuz": "F8_E4M3FNUZ", "float8_e5m2fnuz": "F8_E5M2FNUZ", "float4_e2m1fn_x2": "F4",
+    "float8_e4m3fnuz": "F8_E4M3FNUZ", "float8_e5m2fnuz": "F8_E5M2FNUZ", _PACKED: "F4",
 }  # fmt: skip
 _METADATA = "__metadata__"
 _MARK = {"format": "pt"}
@@ -39,9 +40,10 @@ class Safetensors:
     """
 
     def __init__(self, tensors: Mapping[str, Tensor], dtype: str | None) -> None:
+        _check_names(tensors)
         self.tied = _tied(tensors)
         items = {name: item(tensor, dtype) for name, tensor in tensors.items() if name not in self.tied}
-        _check(items)
+        _check_dtypes(items)
         self.items = dict(sorted(items.items(), key=lambda named: -named[1].item_bytes))
         self._header = _header(self.items, self.tied)
         self.size_bytes = len(self._header) + sum(found.size_bytes for found in self.items.values())
@@ -56,23 +58,30 @@ class Safetensors:
 def _tied(tensors: Mapping[str, Tensor]) -> dict[str, str]:
     firsts: dict[tuple[Any, ...], str] = {}
     views = {name: (tensor.dtype, tensor.shape, tensor.parts) for name, tensor in tensors.items() if tensor.count}
-    return {name: first for name, view in views.items() if (first := firsts.setdefault(view, name)) != name}
+    firsts_of = {name: firsts.setdefault(view, name) for name, view in views.items() if name not in _MARK}
+    return {name: first for name, first in firsts_of.items() if first != name}
 
 
-def _check(items: Mapping[str, Item]) -> None:
+def _check_names(names: Iterable[str]) -> None:
+    for name in names:
+        if name in {"", _METADATA} or not _is_unicode(name):
+            raise ConfigurationError(
+                f"no tensor in a safetensors file can be called {shortened(name)!r}: leave it out with --except, or "
+                "use --to torch."
+            )
+
+
+def _check_dtypes(items: Mapping[str, Item]) -> None:
     for name, found in items.items():
         if found.dtype not in _DTYPES:
             raise ConfigurationError(
                 f"tensor {shortened(name)!r} is of {found.dtype}, which safetensors files do not hold: leave it out "
                 "with --except, or use --to torch."
             )
-        if name in {"", _METADATA} or not _is_unicode(name):
+        if found.dtype == _PACKED and not found.tensor.shape:
             raise ConfigurationError(
-                f"no tensor in a safetensors file can be called {shortened(name)!r}: use --to torch."
-            )
-        if found.dtype == "float4_e2m1fn_x2" and not found.tensor.shape:
-            raise ConfigurationError(
-                f"tensor {shortened(name)!r} holds two numbers and has no dimension: leave it out."
+                f"tensor {shortened(name)!r} holds two numbers and has no dimension, which safetensors files cannot "
+                "tell: leave it out with --except, or use --to torch."
             )
 
 
@@ -86,7 +95,7 @@ def _is_unicode(name: str) -> bool:
 
 def _header(items: Mapping[str, Item], tied: Mapping[str, str]) -> bytes:
     """Return the header with its size in front, padded so that the elements begin at a multiple of 8 bytes."""
-    told: dict[str, Any] = {_METADATA: {**{k: v for k, v in tied.items() if _is_unicode(k)}, **_MARK}}
+    told: dict[str, Any] = {_METADATA: {**tied, **_MARK}}
     end = 0
     for name, found in items.items():
         start, end = end, end + found.size_bytes
@@ -104,4 +113,4 @@ def _header(items: Mapping[str, Item], tied: Mapping[str, str]) -> bytes:
 def _shape(found: Item) -> tuple[int, ...]:
     """Return the shape as the format counts: two numbers in a byte are two."""
     shape = found.tensor.shape
-    return (*shape[:-1], 2 * shape[-1]) if found.dtype == "float4_e2m1fn_x2" else shape
+    return (*shape[:-1], 2 * shape[-1]) if found.dtype == _PACKED else shape

@@ -65,9 +65,11 @@ def _reader(path: Path) -> ModuleType:
 
 
 def _reader_of_directory(path: Path) -> ModuleType:
-    from safepoint.formats import hugging_face
+    from safepoint.formats import distributed, hugging_face
 
     names = set(os.listdir(path))
+    if distributed.is_one(names):
+        return distributed
     if hugging_face.is_one(path, names):
         return hugging_face
     raise NotACheckpointError(

@@ -21,15 +21,9 @@ _STORAGES = {
     "QUInt2x4": "quint2x4",
 }  # fmt: skip
 
-
-def of_storage(name: str) -> str:
-    """Return the dtype that the class of a storage stands for, by its full name; "" for one that is none.
-
-    An untyped storage is one of bytes.
-    """
-    if name == "torch.storage.UntypedStorage":
-        return "uint8"
-    module, _, kind = name.rpartition(".")
-    if module not in {"torch", "torch.cuda"} or not kind.endswith("Storage"):
-        return ""
-    return _STORAGES.get(kind.removesuffix("Storage"), "")
+STORAGES = {
+    **{f"torch.{kind}Storage": dtype for kind, dtype in _STORAGES.items()},
+    **{f"torch.cuda.{kind}Storage": dtype for kind, dtype in _STORAGES.items() if not kind.startswith("Q")},
+    "torch.storage.UntypedStorage": "uint8",
+}
+"""The dtype that the class of a storage stands for, by its full name: an untyped storage is one of bytes."""

@@ -53,3 +53,8 @@ def named(name: str) -> Iterator[None]:
         yield
     except CheckpointError as error:
         raise type(error)(f"{shortened(name)}: {error}") from None
+
+
+def is_file_name(name: object) -> bool:
+    """Tell whether it is the name of a file in a directory: none that leads out of it."""
+    return isinstance(name, str) and name == os.path.basename(name) and name not in {"", ".", ".."} and "\0" not in name

@@ -18,7 +18,7 @@ from typing import Any
 from safepoint.contents import Contents, Format, Opaque, Outline, Tensor
 from safepoint.errors import NotACheckpointError, shortened
 from safepoint.formats import safetensors, torch_file
-from safepoint.formats.files import named, read_whole, size_bytes
+from safepoint.formats.files import is_file_name, named, read_whole, size_bytes
 from safepoint.formats.inert import Object, attributes
 from safepoint.formats.scalars import number
 from safepoint.records import Metrics
@@ -128,7 +128,7 @@ def _weights(path: Path) -> dict[str, tuple[str, tuple[str, ...]]]:
 def _shards(path: Path, index: str) -> dict[str, tuple[str, ...]]:
     """Return the files that an index names, and which tensors it says are in each; one that is missing is an error."""
     weights = _json(path, index).get("weight_map")
-    if not isinstance(weights, dict) or not all(map(_is_file_name, weights.values())):
+    if not isinstance(weights, dict) or not all(map(is_file_name, weights.values())):
         raise NotACheckpointError(f"{index}: damaged, or forged: it names no files")
     shards: dict[str, list[str]] = {}
     for name, file in weights.items():
@@ -140,10 +140,6 @@ def _shards(path: Path, index: str) -> dict[str, tuple[str, ...]]:
             f"{shortened(missing[0])!r}, are not there. Take another checkpoint"
         )
     return {file: tuple(shards[file]) for file in sorted(shards)}
-
-
-def _is_file_name(name: object) -> bool:
-    return isinstance(name, str) and name == os.path.basename(name) and name not in {"", ".", ".."} and "\0" not in name
 
 
 def _check_has(wanted: tuple[str, ...], found: Any) -> None:

@@ -23,10 +23,10 @@ from safepoint.records import Metrics
 PICKLE = "data.pkl"
 _DATA = "data/"
 _BYTEORDER = "byteorder"
-_STEPS = ("global_step", "step", "iteration", "iter")
-_EPOCHS = ("epoch",)
+STEPS = ("global_step", "step", "iteration", "iter")
+EPOCHS = ("epoch",)
 _HYPERPARAMETERS = ("hyper_parameters", "hparams", "config", "args")
-_METRICS = "metrics"
+METRICS = "metrics"
 _MOST_METRICS = 100
 """More numbers at the top of a state than that are a table of something, and no metrics."""
 
@@ -83,7 +83,7 @@ def made_of(path: Path) -> Any:
 
 def storages_of(archive: Archive, path: Path) -> dict[str, Storage]:
     """Return the storages in ``archive``, which lies in the file at ``path``, by the keys that its pickle has."""
-    _check_kind(archive)
+    check_kind(archive)
     is_little = _BYTEORDER not in archive.records or archive.read(_BYTEORDER, 64) != b"big"
     has_crcs = archive.has_crcs
     found: dict[str, Storage] = {}
@@ -96,7 +96,7 @@ def storages_of(archive: Archive, path: Path) -> dict[str, Storage]:
     return found
 
 
-def _check_kind(archive: Archive) -> None:
+def check_kind(archive: Archive) -> None:
     """Refuse what is a zip archive and no checkpoint, by the name of what it is."""
     names = archive.records.keys()
     if "constants.pkl" in names and any(name.startswith("code/") for name in names):
@@ -152,20 +152,20 @@ def _outline(path: Path, state: Any) -> Outline:
         Format.LIGHTNING if is_lightning else Format.TORCH,
         status.st_size,
         status.st_mtime,
-        count(told, _STEPS),
-        count(told, _EPOCHS),
+        count(told, STEPS),
+        count(told, EPOCHS),
         lightning.metrics(told, path) if is_lightning else metrics(told),
     )
 
 
-def count(state: Mapping[Any, Any], names: tuple[str, ...] = _STEPS) -> int | None:
+def count(state: Mapping[Any, Any], names: tuple[str, ...] = STEPS) -> int | None:
     """Return the first of ``names`` that is a plain count at the top of a state."""
     return next((state[name] for name in names if type(state.get(name)) is int and state[name] >= 0), None)
 
 
 def metrics(state: Mapping[Any, Any]) -> Metrics:
     """Return the numbers at the top of a state that are no counts, and those below ``metrics``."""
-    below = state.get(_METRICS)
+    below = state.get(METRICS)
     found = {name: value for name, value in state.items() if _is_measure(value)}
     found |= below if isinstance(below, dict) else {}
     told = {name: number(value) for name, value in found.items() if type(name) is str}

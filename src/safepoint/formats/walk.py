@@ -16,14 +16,14 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from safepoint import contents
-from safepoint.formats.dtypes import BITS, of_storage
+from safepoint.formats.dtypes import BITS, STORAGES
 from safepoint.formats.inert import FROZEN_SET, Global, Object, Stored
 from safepoint.formats.made import Calls
 from safepoint.keys import RefusedError
 
 LIMIT_BYTES = 256 << 20
 """How long a pickle is at most: no honest one is, as the data of tensors is none of it."""
-_MOST_OPCODES = 10_000_000
+MOST_OPCODES = 10_000_000
 _LONGEST_NAME = 1 << 10
 _LONGEST_NUMBER_BITS = 14_000
 _MALFORMED = (IndexError, KeyError, ValueError, TypeError, AttributeError, OverflowError, AssertionError, struct.error)
@@ -48,17 +48,26 @@ class Walk:
     """One walk, from ``start`` on.
 
     ``storages``: ``None`` if references to whatever are taken as they come. Afterwards, ``made`` is the value, ``end``
-    where the pickle ends, and ``names`` are the classes, functions and constants met, and whether each was called;
-    ``opcodes`` are those met, by their names. Where it went wrong, they tell of what lies in front of that.
+    where the pickle ends, ``names`` are the classes, functions and constants met, and whether each was called;
+    ``opcodes`` are those met, by their names, and ``count`` is how many. Where it went wrong, they tell of what lies in
+    front of that.
     """
 
-    def __init__(self, data: bytes, storages: Mapping[str, contents.Storage] | None = None, start: int = 0) -> None:
+    def __init__(
+        self,
+        data: bytes,
+        storages: Mapping[str, contents.Storage] | None = None,
+        start: int = 0,
+        most_opcodes: int = MOST_OPCODES,
+    ) -> None:
         self.data = data
         self.storages = storages
-        self.at = self.end = start
+        self.most_opcodes = most_opcodes
+        self.start = self.at = self.end = start
         self.made: Any = None
         self.names: dict[str, bool] = {}
         self.opcodes: set[str] = set()
+        self.count = 0
         self.calls = Calls(len(data))
         self.stack: list[Any] = []
         self.below: list[list[Any]] = []
@@ -83,9 +92,10 @@ class Walk:
     def _run(self, file: io.BytesIO) -> None:
         for count, (opcode, argument, position) in enumerate(pickletools.genops(file)):
             self.at = position or 0
-            if count > _MOST_OPCODES:
+            if count > self.most_opcodes:
                 raise RefusedError("it is absurdly long")
             self.opcodes.add(opcode.name)
+            self.count = count
             _STEPS[opcode.name](self, argument)
 
     # The stack and the memo.
@@ -214,7 +224,7 @@ class Walk:
         if type(found) is not tuple or len(found) < 5 or _text(found[0]) != "storage":  # noqa: PLR2004 - torch's format
             raise RefusedError("a reference is none to a storage")
         _, kind, key, _, length = found[:5]
-        dtype = of_storage(kind) if type(kind) is Global else ""
+        dtype = STORAGES.get(kind, "") if type(kind) is Global else ""
         if not dtype or type(length) is not int or length < 0:
             raise RefusedError("a reference is none to a storage")
         storage = self.storages.get(_text(key))

@@ -323,7 +323,6 @@ def _can_be_gradient(found: Tensor, parameter: Tensor) -> bool:
     return (
         found.shape == parameter.shape
         and found.is_floating_point() == parameter.is_floating_point()
-        and found.is_complex() == parameter.is_complex()
         and found.layout in (parameter.layout, torch.sparse_coo)
     )
 
