@@ -159,9 +159,10 @@ _READERS: dict[str, Reader] = {
     "string1": _counted("<B", _latin), "string4": _counted("<i", _latin),
     "bytes1": _counted("<B", bytes), "bytes4": _counted("<I", bytes), "bytes8": _counted("<Q", bytes),
     "bytearray8": _counted("<Q", bytes), "unicodestring1": _counted("<B", _text),
-    "unicodestring4": _counted("<I", _text), "unicodestring8": _counted("<Q", _text), "decimalnl_short": _line(int), "decimalnl_long": _line(_long),
-    "floatnl": _line(float), "stringnl": _line(_unquoted), "stringnl_noescape": _line(_latin),
-    "unicodestringnl": _line(lambda line: line.decode("raw-unicode-escape")), "stringnl_noescape_pair": _two_lines,
+    "unicodestring4": _counted("<I", _text), "unicodestring8": _counted("<Q", _text),
+    "decimalnl_short": _line(int), "decimalnl_long": _line(_long), "floatnl": _line(float),
+    "stringnl": _line(_unquoted), "stringnl_noescape": _line(_latin), "stringnl_noescape_pair": _two_lines,
+    "unicodestringnl": _line(lambda line: line.decode("raw-unicode-escape")),
 }  # fmt: skip
 """How an argument is read, by the name that ``pickletools`` has for its kind."""
 
