@@ -155,11 +155,11 @@ def test_ls_puts_what_does_not_tell_at_the_end(made: Path) -> None:
 
 
 def test_ls_shows_paths_where_directories_do_not_count(made: Path) -> None:
-    """In an order of its own, each line says where its checkpoint is."""
+    """In an order of its own, each line says where its checkpoint is, from the one path that was given."""
     lines = safepoint("ls", made / "runs", "--sort", "step").stdout.splitlines()
-    assert [line.split()[0] for line in lines[1:3]] == [
-        str(made / "runs" / name / "epoch=0-step=1.ckpt") for name in "ab"
-    ]
+    assert [line.split()[0] for line in lines[1:3]] == [f"{name}/epoch=0-step=1.ckpt" for name in "ab"]
+    lines = safepoint("ls", *(made / "runs" / name for name in "ab"), "--sort", "step").stdout.splitlines()
+    assert [line.split()[0] for line in lines[1:3]] == [f"{made}/runs/{name}/epoch=0-step=1.ckpt" for name in "ab"]
 
 
 @pytest.mark.parametrize(

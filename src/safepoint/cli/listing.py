@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import typer
 
@@ -16,6 +17,9 @@ from safepoint.cli.listed import Listing
 from safepoint.contents import Format, Outline
 from safepoint.errors import in_line
 from safepoint.survey import Entry, Sizes, sizes_on_disk
+
+if TYPE_CHECKING:
+    from safepoint.soundness import Finding
 
 _TO_A_DIRECTORY = 2
 _COLUMNS = (
@@ -38,10 +42,11 @@ def show(listing: Listing, paths: Sequence[Path], now: float, *, is_sorted: bool
     """
     shown = [(entry, sizes_on_disk(entry)) for entry, _ in listing.readable]
     directories = list(dict.fromkeys(entry.directory for entry, _ in shown))
-    is_alone = directories == list(paths)
-    is_grouped = not is_alone and not is_sorted and len(directories) * _TO_A_DIRECTORY <= len(shown)
+    base = paths[0] if len(paths) == 1 else None
+    is_grouped = directories != [base] and not is_sorted and len(directories) * _TO_A_DIRECTORY <= len(shown)
     if shown:
-        heading, *rows = _table(listing, now, with_directory=not is_alone and not is_grouped)
+        names = [entry.name if is_grouped else _name(entry.path, base) for entry, _ in shown]
+        heading, *rows = _table(listing, names, now)
         for line in heading.split("\n"):
             output.line(line, bold=True)
         if is_grouped:
@@ -49,7 +54,12 @@ def show(listing: Listing, paths: Sequence[Path], now: float, *, is_sorted: bool
         else:
             typer.echo("\n".join(rows))  # in one go: each call is a write
     output.line(_summary(shown) if listing.findings or not shown else f"{_summary(shown)}; not checked")
-    _show_the_rest(listing, paths)
+    _show_the_rest(listing, base)
+
+
+def _name(path: Path, base: Path | None) -> str:
+    """Return what ``path`` is called from ``base``, the one directory that was asked for; as it is, without one."""
+    return str(path) if base is None else str(path).removeprefix(f"{base}/")
 
 
 def _show_groups(shown: Sequence[tuple[Entry, Sizes]], rows: Sequence[str]) -> None:
@@ -61,24 +71,22 @@ def _show_groups(shown: Sequence[tuple[Entry, Sizes]], rows: Sequence[str]) -> N
         typer.echo("\n".join(rows[index] for index in own) + "\n")
 
 
-def _show_the_rest(listing: Listing, paths: Sequence[Path]) -> None:
-    base = paths[0] if len(paths) == 1 else None
-
-    def name(path: Path) -> str:
-        return str(path if base is None or not path.is_relative_to(base) else path.relative_to(base))
-
+def _show_the_rest(listing: Listing, base: Path | None) -> None:
     for entry in listing.unreadable:
-        output.line(f"cannot be read: {name(entry.path)}: {entry.problem}", "yellow")
+        output.line(f"cannot be read: {_name(entry.path, base)}: {entry.problem}", "yellow")
     for path, finding in listing.findings.items():
         for problem in finding.problems:
             is_damaged = finding.verdict == "damaged"
-            output.line(f"{finding.verdict}: {name(path)}: {problem}", "red" if is_damaged else "yellow")
+            output.line(f"{finding.verdict}: {_name(path, base)}: {problem}", "red" if is_damaged else "yellow")
     for fate in listing.removed or ():
-        output.line(f"removed: {name(fate.record.path)} (step {fate.record.step}): {fate.reason}", dim=True)
+        output.line(f"removed: {_name(fate.record.path, base)} (step {fate.record.step}): {fate.reason}", dim=True)
 
 
-def _table(listing: Listing, now: float, *, with_directory: bool) -> Iterator[str]:
-    rows = [_row(listing, *each, now, with_directory=with_directory) for each in listing.readable]
+def _table(listing: Listing, names: Sequence[str], now: float) -> Iterator[str]:
+    rows = [
+        _row(name, *each, listing.findings.get(each[0].path), now)
+        for name, each in zip(names, listing.readable, strict=True)
+    ]
     is_foreign = any(outline.format is not Format.SAFEPOINT for _, outline in listing.readable)
     is_filled = [any(cells) for cells in zip(*rows, strict=True)]
     told = [
@@ -91,10 +99,9 @@ def _table(listing: Listing, now: float, *, with_directory: bool) -> Iterator[st
     return blocks([_COLUMNS[index] for index in told], rows, output.width())
 
 
-def _row(listing: Listing, entry: Entry, outline: Outline, now: float, *, with_directory: bool) -> tuple[str, ...]:
-    finding = listing.findings.get(entry.path)
+def _row(name: str, entry: Entry, outline: Outline, finding: Finding | None, now: float) -> tuple[str, ...]:
     return (
-        in_line(str(entry.path) if with_directory else entry.name),
+        in_line(name),
         "" if outline.step is None else str(outline.step),
         "" if outline.epoch is None else str(outline.epoch),
         in_line(output.metrics(outline.metrics)),
