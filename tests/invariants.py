@@ -12,10 +12,10 @@ from typing import Any
 import torch
 
 import safepoint
-from safepoint import entries, pins, restore
+from safepoint import entries, restore
 from safepoint.catalog import Catalog
-from safepoint.naming import TEMPORARY_PREFIX
-from safepoint.records import Record
+from safepoint.naming import PIN_SUFFIX, TEMPORARY_PREFIX
+from safepoint.records import MISSING, REMOVED_BY_OTHERS, Record
 from safepoint.training_state import OWN_ENTRY
 from safepoint.wanted import Wanted
 
@@ -52,7 +52,7 @@ def temporaries(directory: Path) -> list[Path]:
 
 
 def _is_hidden(path: Path) -> bool:
-    return path.name.startswith(TEMPORARY_PREFIX) or path.suffix == pins.SUFFIX
+    return path.name.startswith(TEMPORARY_PREFIX) or path.suffix == PIN_SUFFIX
 
 
 def _assert_whole(path: Path) -> None:
@@ -66,7 +66,8 @@ def _assert_whole(path: Path) -> None:
 def _let_go(catalog: Catalog) -> set[str]:
     """Return the names that the newest of each run tells to have been removed."""
     fates = [fate for run in catalog.runs() for fate in catalog.history(run) if not fate.kept]
-    return {fate.record.path.relative_to(catalog.directory).as_posix() for fate in fates}
+    let_go = [fate for fate in fates if fate.reason not in (MISSING, REMOVED_BY_OTHERS)]
+    return {fate.record.path.relative_to(catalog.directory).as_posix() for fate in let_go}
 
 
 def _newest(catalog: Catalog) -> Record | None:

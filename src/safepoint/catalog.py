@@ -19,8 +19,8 @@ from safepoint.archive import ForeignFileError
 from safepoint.background import Background
 from safepoint.errors import CheckpointError, plain
 from safepoint.manifest import HistoryEntry, Summary, decoded_fate, decoded_history
-from safepoint.naming import EXTENSION, TEMPORARY_PREFIX
-from safepoint.records import Fate, Record
+from safepoint.naming import EXTENSION, PIN_SUFFIX, TEMPORARY_PREFIX
+from safepoint.records import ANOTHER_NAME, MISSING, REMOVED_BY_OTHERS, Fate, Record
 
 if TYPE_CHECKING:
     from safepoint.keep import Mode
@@ -57,8 +57,11 @@ class Catalog:
         return cls.reading(directory, *_scanned(directory, extension, below=below))
 
     @classmethod
-    def reading(cls, directory: Path, paths: list[Path], beside: frozenset[Path]) -> Catalog:
-        """Read the manifests of the files at ``paths``, all of them in ``directory`` or below it; ``beside``: pins."""
+    def reading(cls, directory: Path, paths: list[Path], beside: frozenset[Path] = frozenset()) -> Catalog:
+        """Read the manifests of the files at ``paths``, all of them in ``directory`` or below it.
+
+        What lies ``beside`` them and is called like a pin is read, too.
+        """
         manifests: dict[Path, Summary] = {}
         unreadable: dict[Path, str] = {}
         foreign: set[Path] = set()
@@ -107,6 +110,14 @@ class Catalog:
         """
         return tuple(record for record in self.records if record.run == run and record.path in self.fates)
 
+    def gone(self, run: str) -> tuple[Fate, ...]:
+        """Return what ``run`` has saved and is not there any more, oldest first, with why, as far as that is known."""
+        return tuple(
+            replace(fate, kept=False, reason=_why_gone(fate)) if fate.kept else fate
+            for fate in self.history(run)
+            if not os.path.lexists(fate.record.path) and not (fate.kept and fate.reason.startswith(ANOTHER_NAME))
+        )
+
 
 def found_in(directory: Path, extension: str = EXTENSION, *, below: bool = True) -> list[Path]:
     """Return all that is named like a checkpoint in ``directory`` and ``below``, sorted; temporaries are none.
@@ -132,7 +143,7 @@ def _scanned(directory: Path, extension: str, *, below: bool) -> tuple[list[Path
             for entry in _entries(place):
                 if entry.name.endswith(extension) and not entry.name.startswith(TEMPORARY_PREFIX):
                     found.append(Path(entry.path))
-                elif entry.name.endswith(pins.SUFFIX):
+                elif entry.name.endswith(PIN_SUFFIX):
                     beside.add(Path(entry.path))
                 if below and entry.is_dir(follow_symlinks=False):
                     pending.append(entry.path)
@@ -241,6 +252,11 @@ def _history(own: list[Record]) -> tuple[HistoryEntry, ...]:
         except (CheckpointError, OSError):
             continue  # removed since, or damaged in what no summary needs
     return ()
+
+
+def _why_gone(fate: Fate) -> str:
+    """Return why what its run has kept is gone: that it was durable once, its statistics tell."""
+    return MISSING if fate.record.stats is None else REMOVED_BY_OTHERS
 
 
 def _with_what_came_later(record: Record, fate: Fate | None) -> Record:

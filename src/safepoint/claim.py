@@ -60,10 +60,11 @@ def held_elsewhere(catalog: Catalog, run: str | None = None) -> Path | None:
 def told_of_the_living(catalog: Catalog) -> str | None:
     """Say that another process saves here, too, if one does."""
     path = held_elsewhere(catalog)
-    return None if path is None else f"That run is alive: {path.name} is held by {_whose(path)}, which saves here too."
+    return None if path is None else f"That run is alive: {path.name} is held by {whose(path)}, which saves here too."
 
 
-def _whose(path: Path) -> str:
+def whose(path: Path) -> str:
+    """Return who holds the checkpoint at ``path``, as far as can be told."""
     pid = holder(path)
     return "another process, perhaps on another host or in another container" if pid is None else f"process {pid}"
 
@@ -75,7 +76,7 @@ def _is_all_there_is(catalog: Catalog, extension: str, *, below: bool) -> bool:
 
 def _told(path: Path, directory: Path) -> str:
     return (
-        f"{path} is held by {_whose(path)}: the run that saved it is still alive in {directory}, and two processes "
+        f"{path} is held by {whose(path)}: the run that saved it is still alive in {directory}, and two processes "
         f"cannot go on as one run. End that process and start again, or give another directory.{_told_of_links(path)}"
     )
 

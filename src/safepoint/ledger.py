@@ -14,7 +14,6 @@ from safepoint.keep import PreservationPolicy
 from safepoint.records import Fate, Metrics, Plan, Record, SaveStats
 
 NOTHING: Mapping[Path, str] = MappingProxyType({})
-REMOVED_BY_OTHERS = "removed by somebody else"
 _NEWEST = "the newest is never removed"
 _GONE_ON = "it was saved at an exception, and the run has saved again since"
 

@@ -20,9 +20,6 @@ FORMAT_VERSION = 1
 HISTORY_LIMIT = 1000
 """How many removed checkpoints a manifest remembers; those still kept are always listed."""
 
-ANOTHER_NAME = "another name of "
-"""How the reason of a further name begins, in a history; the name of the checkpoint itself follows."""
-
 _MALFORMED = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
 COUNT_LIMIT = 2**62

@@ -15,6 +15,8 @@ from safepoint.errors import ConfigurationError, MissingMetricError
 EXTENSION = ".ckpt"
 TEMPORARY_PREFIX = ".safepoint-"
 """What the name of every temporary file begins with; no checkpoint may be called so."""
+PIN_SUFFIX = ".pin"
+"""What the name of every pin ends with: see ``pins``."""
 
 
 def render(

@@ -14,9 +14,8 @@ from typing import Annotated, Literal
 
 import msgspec
 
+from safepoint.naming import PIN_SUFFIX
 from safepoint.stores import NOTE_LIMIT_BYTES, Store
-
-SUFFIX = ".pin"
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +52,7 @@ _ILLEGIBLE = Pin("", 0, 0.0, is_legible=False)
 def name_of(name: str) -> str:
     """Return the name of the pin of the checkpoint ``name``; both are relative, with ``/`` between parts."""
     path = PurePosixPath(name)
-    return path.with_name(f".{path.name}{SUFFIX}").as_posix()
+    return path.with_name(f".{path.name}{PIN_SUFFIX}").as_posix()
 
 
 def read(store: Store, name: str) -> Pin | None:

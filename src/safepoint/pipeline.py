@@ -29,10 +29,10 @@ from safepoint.errors import ConfigurationError, shortened, warn
 from safepoint.frozen import Frozen
 from safepoint.image import Layout, lay_out
 from safepoint.ledger import Ledger, Proposal
-from safepoint.manifest import ANOTHER_NAME, FORMAT_VERSION, Blob, Manifest, Position, encoded_history
+from safepoint.manifest import FORMAT_VERSION, Blob, Manifest, Position, encoded_history
 from safepoint.progress import wait_and_show
 from safepoint.ranks import rank
-from safepoint.records import Fate, Metrics, Record, encoded_metrics
+from safepoint.records import ANOTHER_NAME, Fate, Metrics, Record, encoded_metrics
 from safepoint.removal import Removal
 from safepoint.sealing import Seal
 from safepoint.staging import RING_BYTES, Pool, Staged, StagedLive, Stager, ring

@@ -13,7 +13,8 @@ from pathlib import Path, PurePosixPath
 
 from safepoint import reader
 from safepoint.errors import CheckpointError
-from safepoint.manifest import ANOTHER_NAME, HistoryEntry, Summary
+from safepoint.manifest import HistoryEntry, Summary
+from safepoint.records import ANOTHER_NAME
 
 
 @dataclass(frozen=True, slots=True)

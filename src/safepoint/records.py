@@ -20,6 +20,13 @@ Metrics = Mapping[str, float]
 
 NO_METRICS: Metrics = MappingProxyType({})
 
+ANOTHER_NAME = "another name of "
+"""How the reason of a further name begins, in a history; the name of the checkpoint itself follows."""
+REMOVED_BY_OTHERS = "by hand, or by 'safepoint prune'"
+"""Why a checkpoint of a run is gone that its policy kept."""
+MISSING = f"{REMOVED_BY_OTHERS}, unless its save had failed"
+"""The same of one that nobody knows to have been durable."""
+
 _INTEGER_LIMIT = 2**63
 Number = float | int | Literal["nan", "inf", "-inf"]
 """A metric in JSON, which knows no NaN and no infinity."""
@@ -151,6 +158,7 @@ class Record:
 
     ``step`` and ``epoch`` are those of the save, ``time`` the seconds since 1970 at which the state was captured
     (strictly rising within a run), ``reasons`` why it was saved, ``run`` the identity of the run that wrote it.
+    ``pinned``: no policy removes it, as it was saved so, or as somebody has said since (``safepoint pin``).
     ``metrics`` were measured on its very weights, but for those in ``measured_at``, which were at an earlier step.
     ``stats`` is what the save cost, if known: a checkpoint cannot hold that of itself, but a later one of its run does.
     ``emergency`` is the class name of the exception at which it was saved, if it was: such a one counts for no policy

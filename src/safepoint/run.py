@@ -17,11 +17,11 @@ from safepoint.catalog import Catalog
 from safepoint.claim import Choose, claimed
 from safepoint.deferral import Live
 from safepoint.errors import CaptureError, CheckpointError, SaveError, warn
-from safepoint.ledger import REMOVED_BY_OTHERS, Ledger
+from safepoint.ledger import Ledger
 from safepoint.naming import EXTENSION
 from safepoint.pipeline import NOTHING_LIVE, Book, Part, Pipeline, Proposed, Snapshot
 from safepoint.reader import read_summary
-from safepoint.records import Record, SaveStats
+from safepoint.records import REMOVED_BY_OTHERS, Record, SaveStats
 from safepoint.stores.local import clean
 from safepoint.writer import Names, Outcome
 

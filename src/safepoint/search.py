@@ -12,9 +12,9 @@ import re
 from pathlib import Path
 from typing import NamedTuple
 
-from safepoint import archive, pins
+from safepoint import archive
 from safepoint.errors import CheckpointError
-from safepoint.naming import EXTENSION, TEMPORARY_PREFIX
+from safepoint.naming import EXTENSION, PIN_SUFFIX, TEMPORARY_PREFIX
 
 _NOTHING_THERE = (errno.ENOENT, errno.ENOTDIR)
 _NOTHING_BELOW = (*_NOTHING_THERE, errno.EACCES, errno.EPERM, errno.ENAMETOOLONG)
@@ -30,11 +30,14 @@ _TRAINERS_FILES = {"trainer_state.json", "training_args.bin", "config.json", "ad
 
 
 class Found(NamedTuple):
-    """What is called like a checkpoint of Safepoint's, what else may be one (files and directories), and pins."""
+    """What is called like a checkpoint of Safepoint's, and what else may be one: files and directories.
+
+    ``pins`` is what is called like a pin.
+    """
 
     named_as_ours: list[Path]
     others: list[Path]
-    pins: frozenset[Path]
+    pins: frozenset[Path] = frozenset()
 
 
 def found_below(directory: Path) -> Found:
@@ -47,7 +50,9 @@ def found_below(directory: Path) -> Found:
         OSError: ``directory`` cannot be read: what is in it must not be taken for nothing.
 
     """
-    found = _Finding([], [], [])
+    ours: list[str] = []
+    others: list[str] = []
+    pins: set[Path] = set()
     top = str(directory)
     pending = [top]
     while pending:
@@ -60,32 +65,19 @@ def found_below(directory: Path) -> Found:
                 raise
             continue
         if place != top and is_checkpoint(Path(place), [entry.name for entry in listed]):
-            found.others.append(place)
+            others.append(place)
             continue
         if place != top and place.endswith(EXTENSION):
-            found.ours.append(place)  # it is no file, and is to be named
+            ours.append(place)  # it is no file, and is to be named
+        pins.update(Path(entry.path) for entry in listed if entry.name.endswith(PIN_SUFFIX))
         for entry in listed:
             if entry.is_dir(follow_symlinks=False):
                 pending += () if entry.name.startswith(".") else (entry.path,)
-            else:
-                found.take(entry)
-    return Found([*map(Path, sorted(found.ours))], [*map(Path, sorted(found.others))], frozenset(map(Path, found.pins)))
-
-
-class _Finding(NamedTuple):
-    ours: list[str]
-    others: list[str]
-    pins: list[str]
-
-    def take(self, entry: os.DirEntry[str]) -> None:
-        """Put what is no directory where it belongs."""
-        if entry.name.endswith(EXTENSION):
-            if not entry.name.startswith(TEMPORARY_PREFIX):
-                self.ours.append(entry.path)
-        elif entry.name.endswith(pins.SUFFIX):
-            self.pins.append(entry.path)
-        elif _may_be_one(entry):
-            self.others.append(entry.path)
+            elif entry.name.endswith(EXTENSION):
+                ours += () if entry.name.startswith(TEMPORARY_PREFIX) else (entry.path,)
+            elif _may_be_one(entry):
+                others.append(entry.path)
+    return Found([*map(Path, sorted(ours))], [*map(Path, sorted(others))], frozenset(pins))
 
 
 def is_checkpoint(directory: Path, names: list[str]) -> bool:

@@ -124,9 +124,7 @@ class Starter:
         """Go on under the identity of what was restored, with the records that its run has left."""
         run = restored.record.run
         own = tuple(found for found in catalog.written_by(run) if found.path not in restored.skipped)
-        present = {found.path for found in own}
-        gone = (fate for fate in catalog.history(run) if not fate.kept and fate.record.path not in present)
-        self._run.adopt(run, Ledger(records=own, removed=tuple(gone)))
+        self._run.adopt(run, Ledger(records=own, removed=catalog.gone(run)))
         # Those that were skipped may be sound another time, and must not be the newest again.
         self._run.pipeline.starts_after(max(found.time for found in catalog.records if found.run == run))
 

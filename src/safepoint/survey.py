@@ -86,7 +86,7 @@ class Survey:
 
     def removed(self) -> dict[Path, Fate]:
         """Return what was removed since, by its path, as the newest checkpoint of each run tells."""
-        told = (fate for catalog in self.runs.values() for run in catalog.runs() for fate in catalog.history(run))
+        told = (fate for catalog in self.runs.values() for run in catalog.runs() for fate in catalog.gone(run))
         there = {entry.path for entry in self.entries}
         return {fate.record.path: fate for fate in told if fate.record.path not in there}
 

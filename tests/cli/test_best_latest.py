@@ -34,6 +34,7 @@ def completed(**request: str) -> str:
     """Return what the program, under its own name, answers to a shell's request."""
     program = str(Path(sys.executable).with_name("safepoint"))
     done = subprocess.run([program], capture_output=True, text=True, check=False, env=environment(request))
+    assert done.stderr == ""
     return done.stdout
 
 
@@ -116,9 +117,11 @@ def test_best_takes_neither_nan_nor_emergencies_nor_later_measurements(tmp_path:
         files.write(tmp_path / f"{name}.ckpt", files.manifest(step=step, **changes))
     told = refused("best", tmp_path, "--metric", "loss")
     assert "has loss as a number" in told
-    files.write(tmp_path / "worse.ckpt", files.manifest(step=9, metrics={"loss": 7.0}))
-    files.write(tmp_path / "later.ckpt", files.manifest(step=10, metrics={"loss": 7.0}))
-    assert printed("best", tmp_path, "--metric", "loss") == str(tmp_path / "worse.ckpt")
+    for run in "ab":
+        (tmp_path / run).mkdir()
+    files.write(tmp_path / "b" / "worse.ckpt", files.manifest(step=9, metrics={"loss": 7.0}))
+    files.write(tmp_path / "a" / "later.ckpt", files.manifest(step=10, time=2e9, metrics={"loss": 7.0}))
+    assert printed("best", tmp_path, "--metric", "loss") == str(tmp_path / "b" / "worse.ckpt")
 
 
 def test_best_by_an_unknown_metric_names_those_that_are_there(run: Path) -> None:

@@ -9,15 +9,14 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-import files
 import plotly.graph_objects as go
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from safepoint import Checkpointer, keep, when
 from safepoint.anatomy import folded, grown
-from safepoint.contents import Tensor as Described
-from safepoint.manifest import Blob, Tensor
+from safepoint.contents import Tensor
 from safepoint.page import bars, charts, drift, heat, html
 from safepoint.page.data import Checkpoint, costs, extremes, metrics_of
 from safepoint.page.drift import layers_of
@@ -160,26 +159,23 @@ def rows(row: Row) -> Iterator[Row]:
 
 def test_tree_of_20000_tensors_is_bounded(tmp_path: Path) -> None:
     """Of a state that is too large to be shown, the upper levels are, with their sums, and the rest is counted."""
-    tensors = tuple(
-        Tensor(f"model.layers.{n % 40}.expert{n % 7}x.{chr(97 + n % 23)}{n}.w{n}", "float32", (n % 90 + 1,), 0)
-        for n in range(20_000)
-    )
-    files.write(tmp_path / "a.ckpt", files.manifest(tensors=tensors, storages=(Blob(400, "0" * 32),)), (400,))
-    newest = page(tmp_path).newest
-    assert newest is not None
-    assert newest.rows is not None
-    shown = list(rows(newest.rows))
+    names = (f"model.layers.{n % 40}.expert{n % 7}x.{chr(97 + n % 23)}{n}.w{n}" for n in range(20_000))
+    save_file({name: torch.zeros(n % 90 + 1) for n, name in enumerate(names)}, tmp_path / "a.safetensors")
+    found = page(tmp_path)
+    assert found.newest is not None
+    assert found.newest.rows is not None
+    shown = list(rows(found.newest.rows))
     assert len(shown) <= MOST_ROWS
-    assert newest.rows.node.tensors == 20_000
+    assert found.newest.rows.node.tensors == 20_000
     assert sum(row.left_out for row in shown) > 0
-    text = html.rendered(page(tmp_path))
+    text = html.rendered(found)
     assert text.count("<li") < 2 * MOST_ROWS
     assert "not shown" in text
 
 
 def test_tree_of_deep_names_ends(tmp_path: Path) -> None:
     """However deep a name is nested, the page is not."""
-    tree = {".".join("a" * 900): Described(".".join("a" * 900), "float32", (1,), ())}
+    tree = {".".join("a" * 900): Tensor(".".join("a" * 900), "float32", (1,), ())}
     deepest, row = 0, rows_of(folded(grown(tree)))
     while row.rows:
         deepest, row = deepest + 1, row.rows[0]

@@ -8,6 +8,7 @@ from pathlib import Path
 import browser
 import files
 import pytest
+import torch
 from browser import PHONE_PX, Seen, View
 from commands import safepoint
 from loop import Training
@@ -18,6 +19,7 @@ from safepoint.manifest import Blob, HistoryEntry, Stats, Tensor
 from safepoint.records import Metrics
 
 EVIL = "</script><img src=x onerror=\"window.pwned='yes'\"><b>%{x}</b>&amp;<a href='https://example.com'>"
+BOLD = "<b>x</b>"
 LONG = "w" * 200
 LOSSES = (0.9, 0.7, math.nan, 0.6, 0.65, math.inf, 0.4, 0.5, 0.45, 0.47)
 
@@ -46,6 +48,7 @@ INERT = """() => {
   return {
     pwned: window.pwned ?? null,
     elements: document.querySelectorAll("img, b b, .chart a, .chart image[href^=http]").length,
+    labels: [...document.querySelectorAll("#drift .ytick text")].map((each) => each.textContent),
     hovered: document.querySelector("#metric-0 .hoverlayer").textContent,
   };
 }"""
@@ -88,28 +91,43 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def hostile(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a directory whose every name and number wants to harm whoever looks at it."""
     directory = tmp_path_factory.mktemp("hostile")
+    _save_hostile(directory / "<img src=x>")
+    _forge(directory)
+    (directory / f"{EVIL.replace('/', '')}.ckpt").write_bytes(b"PK\x03\x04")
+    return directory
+
+
+def _save_hostile(directory: Path) -> None:
+    """Save twice, for real, a state with hostile names."""
+    inner = {EVIL: torch.ones(3), LONG: torch.ones(3), f"{EVIL}.{EVIL}": torch.ones(3), EVIL * 2: EVIL}
+    state = {"model": {BOLD: {"w": torch.ones(3)}, **inner}}
+    with Checkpointer(directory, state=state, save=when.every(steps=1), keep=keep.all()) as checkpointer:
+        for _ in range(2):
+            inner[EVIL] += 1
+            checkpointer.step(**{EVIL: 0.5, "tiny": 1e-308, LONG: 1.0})
+
+
+def _forge(directory: Path) -> None:
+    """Write files that say what nobody has saved, of themselves and of others that are gone."""
     stats = Stats(2**61, 2**60, -1e308, 1e308, -1e308, 1e308, 1e308)
     history = tuple(
-        HistoryEntry(
-            f"{step}.ckpt", step, 0, {EVIL: float(step), "vast": 1e308}, time, kept=False, reason=EVIL, stats=stats
-        )
-        for step, time in ((1, 1.5e9), (2, 1e300), (2**61, -1e300))
+        HistoryEntry(f"{n}.ckpt", n, 0, {EVIL: float(n), "vast": 1e308}, time, kept=False, reason=EVIL, stats=stats)
+        for n, time in ((1, 1.5e9), (2, 1e300), (2**61, -1e300))
     )
-    for step, digest in ((3, "0" * 32), (4, "1" * 32)):
-        tensors = (Tensor(f"{EVIL}.{LONG}", "float32", (4,), 0), Tensor("a." * 200 + "w", EVIL, (2**61, 2**61), 0))
+    tensors = (Tensor("a." * 200 + "w", EVIL, (2**61, 2**61), 0),)
+    for step in (3, 4):
+        name = f"{step}<img src=x>{LONG}.ckpt"
         told = files.manifest(
             run=EVIL,
             step=step,
             time=1.5e9 + step,
-            metrics={EVIL: 0.5, "tiny": 1e-308, LONG: 1.0},
+            metrics={EVIL: 0.5},
             reasons=(EVIL, LONG),
-            history=(*history, files.told(f"{step}<img src=x>{LONG}.ckpt", step)),
-            storages=(Blob(16, digest),),
+            history=(*history, files.told(name, step)),
+            storages=(Blob(16, f"{step}" * 32),),
             tensors=tensors,
         )
-        files.write(directory / f"{step}<img src=x>{LONG}.ckpt", told, (16,))
-    (directory / f"{EVIL.replace('/', '')}.ckpt").write_bytes(b"PK\x03\x04")
-    return directory
+        files.write(directory / name, told, (16,))
 
 
 def written(directory: Path, place: Path) -> str:
@@ -129,8 +147,7 @@ def seen(run: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Seen]
         "points": View(page, ask=POINTS, picture=str(place / "desktop-light.png")),
         "drawn": View(page, scheme="dark", ask=DRAWN, picture=str(place / "desktop-dark.png")),
         "phone": View(page, PHONE_PX, ask=OUTLINE, picture=str(place / "phone-light.png")),
-        "phone by night": View(page, PHONE_PX, scheme="dark", picture=str(place / "phone-dark.png")),
-        "colours": View(page, ask=COLOURS, turns_dark=True),
+        "dusk": View(page, PHONE_PX, ask=COLOURS, turns_dark=True, picture=str(place / "phone-dark.png")),
         "paper": View(page, scheme="dark", ask=ON_PAPER),
     }
     found = dict(zip(views, browser.look(list(views.values()), place), strict=True))
@@ -182,7 +199,7 @@ def test_report_charts_have_something_to_see(seen: dict[str, Seen]) -> None:
     assert all(drawn.values())
 
 
-@pytest.mark.parametrize("view", ["points", "drawn", "phone", "phone by night", "colours", "paper"])
+@pytest.mark.parametrize("view", ["points", "drawn", "phone", "dusk", "paper"])
 def test_report_is_quiet(seen: dict[str, Seen], view: str) -> None:
     """The page asks for nothing but itself, and neither warns nor fails."""
     found = seen[view]
@@ -191,7 +208,7 @@ def test_report_is_quiet(seen: dict[str, Seen], view: str) -> None:
     assert found.requests[0].endswith("/report.html")
 
 
-@pytest.mark.parametrize("view", ["points", "phone", "phone by night"])
+@pytest.mark.parametrize("view", ["points", "phone", "dusk"])
 def test_report_fits_into_the_window(seen: dict[str, Seen], view: str) -> None:
     """Neither on a desk nor on a phone of 360 pixels is the page wider than the window."""
     assert seen[view].overflow <= 0
@@ -199,13 +216,13 @@ def test_report_fits_into_the_window(seen: dict[str, Seen], view: str) -> None:
 
 def test_report_charts_follow_the_system(seen: dict[str, Seen]) -> None:
     """When the system comes to prefer dark pages, the charts change their colours with the page."""
-    by_day, by_night = seen["colours"].answer
+    by_day, by_night = seen["dusk"].answer
     assert all(before != after for before, after in zip(by_day, by_night, strict=True))
 
 
 def test_report_is_printed_on_white(seen: dict[str, Seen]) -> None:
     """On paper the colours are those of the day, also for someone who prefers dark pages."""
-    assert seen["paper"].answer == seen["colours"].answer[0]
+    assert seen["paper"].answer == seen["dusk"].answer[0]
 
 
 def test_report_has_an_outline(seen: dict[str, Seen]) -> None:
@@ -223,6 +240,7 @@ def test_report_shows_hostile_names_as_they_are(seen_hostile: dict[str, Seen]) -
     for answer in seen_hostile["inert"].answer:
         assert (answer["pwned"], answer["elements"]) == (None, 0)
         assert EVIL in answer["hovered"]
+        assert f"model.{BOLD}" in answer["labels"]
 
 
 @pytest.mark.parametrize("view", ["inert", "phone"])

@@ -18,6 +18,7 @@ from safepoint.removal import Left, Removal, remove, set_aside
 from safepoint.stores import NOTE_LIMIT_BYTES, Store
 from safepoint.stores.local import LocalStore, clean
 from safepoint.stores.memory import MemoryStore
+from safepoint.survey import Survey
 
 TIME = 1.5e9
 
@@ -116,6 +117,8 @@ def test_catalog_tells_of_pins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     set_pinned(place_of(tmp_path / "saved.ckpt"), pinned=False)
     pinned = [record.path for record in Catalog.of(tmp_path).records if record.pinned]
     assert pinned == [tmp_path / "deep/er/a.ckpt"]
+    surveyed = [entry.path for entry in Survey.of(tmp_path).entries if entry.record and entry.record.pinned]
+    assert surveyed == [tmp_path / "deep/er/a.ckpt"]
     monkeypatch.chdir(tmp_path)
     assert [record.path for record in Catalog.of(Path()).records if record.pinned] == [Path("deep/er/a.ckpt")]
 

@@ -9,6 +9,7 @@ from safepoint.cli.diff import diff
 from safepoint.cli.export import export
 from safepoint.cli.ls import ls
 from safepoint.cli.pin import pin, unpin
+from safepoint.cli.prune import prune
 from safepoint.cli.report import report
 from safepoint.cli.save_now import save_now
 from safepoint.cli.scan import scan
@@ -28,11 +29,15 @@ app.command()(diff)
 app.command()(export)
 app.command()(latest)
 app.command()(ls)
+app.command()(pin)
+app.command()(prune)
 app.command()(report)
+app.command()(report)
+app.command()(save_now)
+app.command()(save_now)
 app.command()(save_now)
 app.command()(scan)
 app.command()(show)
-app.command()(pin)
-app.command()(save_now)
+app.command()(show)
 app.command()(unpin)
 app.command()(verify)

@@ -434,3 +434,37 @@ class Pin(Document, frozen=True, tag="safepoint.pin/1"):
     pinned: bool
     changed: bool
     told: str
+
+
+Answered = Literal["stays", "goes", "removed", "left", "failed"]
+
+
+class PruneCheckpoint(msgspec.Struct, frozen=True):
+    """A checkpoint of a run that is pruned, by all of its ``names``; ``path`` is its own.
+
+    ``answer``: it ``stays`` by the policy, or ``goes``: it was ``removed``, was ``left`` alone in the last moment, or
+    its removal ``failed``; ``why`` says why, of each.
+    """
+
+    path: str
+    names: tuple[str, ...]
+    step: int
+    epoch: int
+    metrics: dict[str, Number]
+    time: float
+    size_bytes: int
+    answer: Answered
+    why: str
+
+
+class Prune(Document, frozen=True, tag="safepoint.prune/1"):
+    """What a policy makes of the checkpoints in ``directory``, oldest first, and what has become of those that go.
+
+    ``untouched`` is what else lies there, by path, and why it is left alone. ``freed_bytes``: what removing them frees
+    or, once that is done, has freed.
+    """
+
+    directory: str
+    checkpoints: tuple[PruneCheckpoint, ...]
+    untouched: dict[str, str]
+    freed_bytes: int

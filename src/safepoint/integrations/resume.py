@@ -276,9 +276,7 @@ def ledger(
     manifest = None if resumed_from is None else catalog.manifests.get(within(resumed_from, directory))
     if manifest is None:
         return None, Ledger(records=tuple(records))
-    present = {record.path for record in catalog.records}
-    removed = tuple(f for f in catalog.history(manifest.run) if not f.kept and f.record.path not in present)
-    return manifest.run, Ledger(records=tuple(records), removed=removed)
+    return manifest.run, Ledger(records=tuple(records), removed=catalog.gone(manifest.run))
 
 
 def _sound(record: Record, skipped: dict[Path, str], flawed: dict[Path, str], warn: Callable[[str], None]) -> bool:
