@@ -21,19 +21,17 @@ from safepoint.errors import CheckpointError, NotACheckpointError
 from safepoint.formats import distributed, foreign, imports, safetensors, torch_file
 from safepoint.formats.dtypes import BITS, STORAGES
 from safepoint.formats.files import opened
-from safepoint.formats.walk import LIMIT_BYTES, Walk
+from safepoint.formats.opcodes import glance
+from safepoint.formats.walk import LIMIT_BYTES, MOST_OPCODES, Walk
 from safepoint.formats.zips import Archive
 
 _WINDOWS = (1 << 16, 1 << 23, LIMIT_BYTES)
 """How much of a file is looked at for pickles in a row: more only where they do not end within it."""
 _MOST_PICKLES = 1000
-_MOST_OPCODES = 50_000_000
 _OF_LEGACY = 5
 _STORAGE = "data/"
 _PICKLE = b"\x80"
 _SUFFIX = ".pkl"
-_OF_SCRIPTS = "__torch__."
-"""What TorchScript archives call their own classes, which are not Python's."""
 _KNOWN = Known(
     {
         **{f"torch.{dtype}": bits for dtype, bits in BITS.items()},
@@ -94,14 +92,17 @@ def scan(path: Path) -> Scanned:
     """
     with opened(path) as descriptor:
         head = os.pread(descriptor, foreign.HEAD_BYTES, 0)
-        found = _Found(path, "torch" if head.startswith(foreign.ZIP) or foreign.is_legacy(head) else "pickle")
-        if head.startswith(foreign.ZIP) and path.name.endswith(distributed.SHARD):
+        is_archive, is_legacy = head.startswith(foreign.ZIP), foreign.is_legacy(head)
+        found = _Found(path, "torch" if is_archive or is_legacy else "pickle")
+        if is_archive and path.name.endswith(distributed.SHARD):
             raise NotACheckpointError(f"{path}: a part of a checkpoint that is a directory: give the directory.")
-        if head.startswith(foreign.ZIP):
+        if is_archive:
             found.archive(Source(descriptor))
-        elif safetensors.may_be_one(head):
-            return Scanned(path, "safetensors", Verdict.NOTHING)
-        elif not found.pickles_in_a_row(descriptor, is_legacy=foreign.is_legacy(head)):
+        elif foreign.is_tar(head):
+            found.problems.append(foreign.TAR)
+        elif not found.pickles_in_a_row(descriptor, head, is_legacy=is_legacy):
+            if safetensors.may_be_one(head):
+                return Scanned(path, "safetensors", Verdict.NOTHING)
             raise NotACheckpointError(f"{path}: {foreign.told(head)}.")
         return found.scanned()
 
@@ -163,13 +164,14 @@ class _Found:
         return Scanned(self.path, self.what, verdict, self.names, tuple(dangerous), tuple(beyond), problems)
 
     def take(self, walk: Walk, problem: str, name: str = "") -> None:
-        """Take in what a walk has met, and what was wrong with it."""
+        """Take in what a walk has met, and what was wrong with it: then also the names behind that."""
         for found, is_called in walk.names.items():
-            if not found.startswith(_OF_SCRIPTS):
-                self.names[str(found)] = self.names.get(found, False) or is_called
+            self.names[str(found)] = self.names.get(found, False) or is_called
         where = f"{name}: " if name else ""
         if problem:
             self.problems.append(f"{where}at byte {walk.at}, {problem}")
+            for found in glance(walk.data, walk.start, walk.most_opcodes)[0]:
+                self.names.setdefault(found, False)
         elif self.what == "torch" and (unknown := sorted(walk.opcodes - imports.OPCODES)):
             self.problems.append(f"{where}pickled in a way that weights_only=True does not read ({', '.join(unknown)})")
 
@@ -179,13 +181,13 @@ class _Found:
         self.take(walk, walk.run(), name)
 
     def archive(self, source: Source) -> None:
-        """Look at the pickles in an archive."""
+        """Look at the pickles in an archive: not in a program's, which torch takes for no pickles of Python's."""
         try:
             archive = Archive(source)
+            torch_file.check_kind(archive)
             for name in archive.records:
                 if name.endswith(_SUFFIX) or self._may_be_pickle(archive, source, name):
                     self.pickle(archive.read(name, LIMIT_BYTES), name)
-            torch_file.check_kind(archive)
             self._check(archive)
         except CheckpointError as error:
             self.problems.append(str(error))
@@ -213,7 +215,7 @@ class _Found:
         elif head.startswith(_PICKLE):
             self.pickle(os.pread(descriptor, min(size_bytes, LIMIT_BYTES), offset))
 
-    def pickles_in_a_row(self, descriptor: int, *, is_legacy: bool) -> bool:
+    def pickles_in_a_row(self, descriptor: int, head: bytes, *, is_legacy: bool) -> bool:
         """Look at the pickles with which a file begins; tell whether it does begin with one.
 
         What is behind the last is data, unless it would call something before it turns out to be no pickle.
@@ -223,25 +225,32 @@ class _Found:
         for window in _WINDOWS:
             data = os.pread(descriptor, window, 0)
             walks = _walks(data, most)
-            if len(data) == size_bytes or (walks and walks[-1][0].end < len(data)):
+            if len(data) == size_bytes or not walks or not _goes_on(walks[-1][0]):
                 break
-        meant = [_is_meant(data, walk, problem) for walk, problem in walks]
-        if not any(meant):
-            return False
-        for (walk, problem), is_meant in zip(walks, meant, strict=True):
-            if is_meant or is_legacy:
-                self.take(walk, problem)
+        marked = is_legacy or not safetensors.may_be_one(head)
+        meant = [(walk, problem) for walk, problem in walks if not problem or _is_meant(walk, is_marked=marked)]
+        for walk, problem in meant:
+            self.take(walk, problem)
         if is_legacy and len(walks) < _OF_LEGACY:
             self.problems.append("it breaks off behind its first pickles")
         if len(walks) == _MOST_PICKLES:
             self.problems.append("absurdly many pickles in a row")
+        return bool(meant)
+
+
+def _goes_on(walk: Walk) -> bool:
+    """Tell whether what the last of several walks has come to may go on where its bytes end."""
+    return walk.is_cut_off or walk.end == len(walk.data)
+
+
+def _is_meant(walk: Walk, *, is_marked: bool) -> bool:
+    """Tell whether what a walk could not walk through is a pickle, or calls something on the way to where it is none.
+
+    ``is_marked``: the byte with which most begin tells something; files of safetensors begin with any.
+    """
+    if is_marked and walk.data.startswith(_PICKLE, walk.start):
         return True
-
-
-def _is_meant(data: bytes, walk: Walk, problem: str) -> bool:
-    """Tell whether something is a pickle, or would do something on the way to where it is none."""
-    is_first = walk.start == 0 and data.startswith(_PICKLE)
-    return not problem or is_first or any(walk.names.values()) or any(map(imports.is_dangerous, walk.names))
+    return glance(walk.data, walk.start, walk.most_opcodes)[1]
 
 
 def _walks(data: bytes, most: int) -> list[tuple[Walk, str]]:
@@ -249,7 +258,7 @@ def _walks(data: bytes, most: int) -> list[tuple[Walk, str]]:
     walks: list[tuple[Walk, str]] = []
     end, steps = 0, 0
     while end < len(data) and len(walks) < most and (not walks or not walks[-1][1]):
-        walk = Walk(data, start=end, most_opcodes=_MOST_OPCODES - steps)
+        walk = Walk(data, start=end, most_opcodes=MOST_OPCODES - steps)
         walks.append((walk, walk.run()))
         end, steps = walk.end, steps + walk.count
     return walks

@@ -1,14 +1,12 @@
 """A walk through a pickle, of any protocol, that imports nothing and calls nothing.
 
-The standard library's ``pickletools`` takes the opcodes apart; here is what each does to the stack and the memo, with
-the values of ``inert`` in place of what would be made. Whatever a pickle says, the walk ends after as many steps as it
-has opcodes, and takes no more memory than it is long, times a constant. Knows opcodes; knows no file, no torch.
+``opcodes`` takes it apart; here is what each opcode does to the stack and the memo, with the values of ``inert`` in
+place of what would be made. Whatever a pickle says, the walk ends after as many steps as it has opcodes, and takes no
+more memory than it is long, times a constant. Knows no file, no torch.
 """
 
 from __future__ import annotations
 
-import io
-import pickletools
 import struct
 from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING
 from collections import Counter
@@ -19,6 +17,7 @@ from safepoint import contents
 from safepoint.formats.dtypes import BITS, STORAGES
 from safepoint.formats.inert import FROZEN_SET, Global, Object, Stored
 from safepoint.formats.made import Calls
+from safepoint.formats.opcodes import CutOffError, opcodes
 from safepoint.keys import RefusedError
 
 LIMIT_BYTES = 256 << 20
@@ -26,7 +25,7 @@ LIMIT_BYTES = 256 << 20
 MOST_OPCODES = 10_000_000
 _LONGEST_NAME = 1 << 10
 _LONGEST_NUMBER_BITS = 14_000
-_MALFORMED = (IndexError, KeyError, ValueError, TypeError, AttributeError, OverflowError, AssertionError, struct.error)
+_MALFORMED = (IndexError, KeyError, ValueError, TypeError, AttributeError, OverflowError, struct.error)
 
 
 def walked(data: bytes, storages: Mapping[str, contents.Storage]) -> Any:
@@ -50,7 +49,7 @@ class Walk:
     ``storages``: ``None`` if references to whatever are taken as they come. Afterwards, ``made`` is the value, ``end``
     where the pickle ends, ``names`` are the classes, functions and constants met, and whether each was called;
     ``opcodes`` are those met, by their names, and ``count`` is how many. Where it went wrong, they tell of what lies in
-    front of that.
+    front of that; ``is_cut_off``: the bytes have ended before it did.
     """
 
     def __init__(
@@ -67,6 +66,7 @@ class Walk:
         self.made: Any = None
         self.names: dict[str, bool] = {}
         self.opcodes: set[str] = set()
+        self.is_cut_off = False
         self.count = 0
         self.calls = Calls(len(data))
         self.stack: list[Any] = []
@@ -76,27 +76,26 @@ class Walk:
 
     def run(self) -> str:
         """Walk to the end; return what is wrong, or nothing."""
-        file = io.BytesIO(self.data)
-        file.seek(self.end)
         try:
-            self._run(file)
+            self._run()
             self.made = self.stack.pop()
         except RefusedError as error:
             return str(error)
+        except CutOffError:
+            self.is_cut_off = True
+            return "it is cut off"
         except _MALFORMED:
-            return "it is cut off or malformed"
-        finally:
-            self.end = file.tell()
+            return "it is malformed"
         return ""
 
-    def _run(self, file: io.BytesIO) -> None:
-        for count, (opcode, argument, position) in enumerate(pickletools.genops(file)):
-            self.at = position or 0
-            if count > self.most_opcodes:
+    def _run(self) -> None:
+        for name, argument, at, end in opcodes(self.data, self.start):
+            self.at, self.end = at, end
+            self.opcodes.add(name)
+            self.count += 1
+            if self.count > self.most_opcodes:
                 raise RefusedError("it is absurdly long")
-            self.opcodes.add(opcode.name)
-            self.count = count
-            _STEPS[opcode.name](self, argument)
+            _STEPS[name](self, argument)
 
     # The stack and the memo.
 
@@ -151,12 +150,9 @@ class Walk:
 
     # Names.
 
-    def named(self, _: Any) -> None:
-        """Take a name from the two lines that follow: as they are, where ``pickletools`` would undo escapes."""
-        start = self.at + 1
-        end = self.data.index(b"\n", start)
-        last = self.data.index(b"\n", end + 1)
-        self.name(self.data[start:end].decode(), self.data[end + 1 : last].decode())
+    def named(self, lines: tuple[str, str]) -> None:
+        """Take a name from two lines."""
+        self.name(*lines)
 
     def name(self, module: Any, name: Any) -> None:
         """Push a name, by what it is called today."""
@@ -199,10 +195,10 @@ class Walk:
         keywords, arguments, function = self.pop(), self.pop(), self.pop()
         self.call(function, (arguments, keywords))
 
-    def instance(self, _: Any) -> None:
-        """Make an object of the class named in the lines that follow, of what came after the mark."""
+    def instance(self, lines: tuple[str, str]) -> None:
+        """Make an object of the class that two lines name, of what came after the mark."""
         arguments = tuple(self.marked())
-        self.named(None)
+        self.name(*lines)
         self.call(self.pop(), arguments)
 
     def object(self, _: Any) -> None:
@@ -252,10 +248,13 @@ class Walk:
         """Put items into a set."""
         items = self.marked()
         target = self.stack[-1]
-        if type(target) is not set:
+        if type(target) is Object:
+            target.elements.extend(items)
+        elif type(target) is set:
+            self.check(target, items)
+            target.update(items)
+        else:
             raise TypeError
-        self.check(target, items)
-        target.update(items)
 
     def frozen_set(self, _: Any) -> None:
         """Make a set, which may be a key, of what came after the mark."""
@@ -299,11 +298,10 @@ _STEPS: dict[str, Step] = {
     **dict.fromkeys(("PROTO", "FRAME", "STOP"), lambda _, __: None),
     **dict.fromkeys(("INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "LONG4"), Walk.number),
     **dict.fromkeys(
-        ("STRING", "BINSTRING", "SHORT_BINSTRING", "BINBYTES", "SHORT_BINBYTES", "BINBYTES8", "UNICODE",
+        ("STRING", "BINSTRING", "SHORT_BINSTRING", "BINBYTES", "SHORT_BINBYTES", "BINBYTES8", "BYTEARRAY8", "UNICODE",
          "SHORT_BINUNICODE", "BINUNICODE", "BINUNICODE8", "FLOAT", "BINFLOAT"),
         Walk.push,
     ),
-    "BYTEARRAY8": lambda walk, argument: walk.push(bytes(argument)),
     "NONE": lambda walk, _: walk.push(None),
     "NEWTRUE": lambda walk, _: walk.push(True),  # noqa: FBT003 - a value, not an option
     "NEWFALSE": lambda walk, _: walk.push(False),  # noqa: FBT003
