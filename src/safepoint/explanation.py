@@ -171,22 +171,25 @@ def _held_by_a_run(path: Path) -> Fate | None:
 
 def _of_one_gone(path: Path) -> Explanation:
     whole = Path(os.path.abspath(path))
-    for directory in dict.fromkeys(_directories_of_runs(whole)):
-        catalog = Catalog.of(directory, below=directory != whole.parent)
+    for directory, below in dict.fromkeys(_directories_of_runs(whole)):
+        catalog = Catalog.of(directory, below=below)
         told = [fate for run in catalog.runs() for fate in catalog.history(run) if fate.record.path == whole]
         if told:
             return _told_of_one_gone(catalog, path, max(told, key=lambda fate: fate.record.time))
     raise CheckpointError(f"{path}: no such file, and no checkpoint near it tells of one that was there.")
 
 
-def _directories_of_runs(path: Path) -> Iterator[Path]:
-    """Yield where runs may save that have had a checkpoint at ``path``; their names may lead into directories."""
-    yield path.parent
+def _directories_of_runs(path: Path) -> Iterator[tuple[Path, bool]]:
+    """Yield where runs may save that have had a checkpoint at ``path``, and whether to look below it, too.
+
+    Their names may lead into directories.
+    """
+    yield path.parent, False
     for place in (path.parent, *_below(path.parent), *_below(path.parent.parent)):
         with contextlib.suppress(CheckpointError, OSError):
             for file in found_in(place, below=False)[:1]:
                 directory = place_of(file).directory
-                yield from (directory,) if path.is_relative_to(directory) else ()
+                yield from ((directory, True),) if path.is_relative_to(directory) else ()
 
 
 def _below(directory: Path) -> list[Path]:
