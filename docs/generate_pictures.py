@@ -77,8 +77,8 @@ def in_terminal(command: str, directory: Path) -> str:
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
     }
     running = subprocess.Popen(
-        shlex.split(command), cwd=directory, env=environment, stdin=theirs, stdout=theirs, stderr=theirs
-    )
+        shlex.split(command), cwd=directory, env=environment, stdin=theirs, stdout=theirs, stderr=subprocess.DEVNULL
+    )  # where bars go, which are gone when a command has ended
     os.close(theirs)
     printed = bytearray()
     try:

@@ -179,9 +179,9 @@ HOSTILE = {
     "deep lists": b"]" * 5000 + b"a" * 4999 + b".",
     "deep tuples": b")" + b"\x85" * 20_000 + b".",
     "a deep key": b"})" + b"\x85" * 10_000 + b"Ns.",
-    "a deep key of a class": b"}(cbuiltins\nset\n(])" + b"\x85" * 10_000 + b"atRNu.",
+    "a deep element of a set": b"cbuiltins\nset\n(]()" + b"\x85" * 600 + b"etR.",
     "a key whose parts are shared": b"}" + SHARED_KEY + b"Ns.",
-    "a deep name of a dtype": b"cnumpy.core.multiarray\nscalar\n(cnumpy\ndtype\n()" + b"\x85" * 10_000 + b"tRC\1atR.",
+    "a deep name of a dtype": b"cnumpy.core.multiarray\nscalar\n(cnumpy\ndtype\n()" + b"\x85" * 200_000 + b"tRC\1atR.",
     "lists that double": b"]q\0" + b"](h\0h\0eq\0" * 40 + b".",
     "tuples that double": SHARED_KEY + b".",
     "keys with one hash": b"}(" + b"".join(pickle.dumps(k * (2**61 - 1), 2)[2:-1] + b"N" for k in range(2, 2000)) + b"u.",
@@ -193,6 +193,7 @@ HOSTILE = {
     "a storage that is not there": ON.replace(b"\x000X", b"\x009X") + b".",
     "a storage of no kind": ON.replace(b"Float", b"Fleet") + b".",
     "more elements than there are": ON.replace(b"K\x04", b"K\x05") + b".",
+    "fewer elements than none": ON.replace(b"K\x04", b"J\xff\xff\xff\xff") + b".",
     "a tensor beyond its storage": tensor(b"K\0K\5\x85K\1\x85") + b".",
     "a tensor in front of it": tensor(b"J\xff\xff\xff\xffK\4\x85K\1\x85") + b".",
     "a tensor of a nameless shape": tensor(b"K\0NK\1\x85") + b".",
@@ -216,6 +217,37 @@ def test_walk_refuses_quickly_what_is_malformed_or_built_to_exhaust(name: str) -
     _, most = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert most < 100 * len(HOSTILE[name]) + (80 << 20)
+
+
+def test_walk_ends_after_so_many_opcodes() -> None:
+    """A pickle that is absurdly long is refused, however short its opcodes are."""
+    assert walk.Walk(b"N0" * 100 + b"N.", most_opcodes=202).run() == ""
+    assert walk.Walk(b"N0" * 100 + b"N.", most_opcodes=201).run() == "it is absurdly long"
+
+
+@pytest.mark.parametrize(
+    ("forged", "message"),
+    [
+        (ON.replace(b"\x000X", b"\x009X"), "storage '9' is not there"),
+        (ON.replace(b"K\x04", b"K\x05"), "storage 0 has 16 bytes, and 5 elements are said to be in it"),
+        (ON.replace(b"Float", b"Fleet"), "a reference is none to a storage"),
+    ],
+)
+def test_walk_says_what_is_wrong_with_a_reference(forged: bytes, message: str) -> None:
+    """The storage, and what the file has of it."""
+    with pytest.raises(RefusedError, match=rf"^at byte \d+, {message}$"):
+        told(forged + b".", 16)
+
+
+@pytest.mark.parametrize("name", ["conjugated", "negated", "sparse COO", "quantised per tensor", "meta", "wrapper"])
+def test_tensor_whose_elements_are_not_as_they_lie_there_has_no_data(name: str) -> None:
+    """It says why; what it is made of has data."""
+    captured = capture({"x": made(name)})
+    _, (tensor, *inner) = told(captured.pickle, *(found.nbytes() for found in captured.storages))
+    assert tensor.path == "x"
+    assert tensor.parts == ()
+    assert tensor.note
+    assert all(found.parts for found in inner)
 
 
 class Runs:

@@ -266,7 +266,7 @@ class Walk:
         if type(target) is Object:
             target.items = {} if target.items is None else target.items
             target = target.items
-        if type(target) is not dict or len(items) % 2:
+        if type(target) is not dict:
             raise TypeError
         self.check(target, items[::2])
         target.update(zip(items[::2], items[1::2], strict=True))
