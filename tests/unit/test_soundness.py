@@ -53,6 +53,17 @@ def test_check_finds_every_flipped_bit_in_a_record(path: Path) -> None:
     assert checked(path).verdict == "sound"
 
 
+def test_check_finds_headers_that_contradict_the_directory(path: Path) -> None:
+    """What stands in front of a record says the same as the directory: its name, and how it is stored."""
+    data = path.read_bytes()
+    with zipfile.ZipFile(path) as archive:
+        headers = [info.header_offset for info in archive.infolist()]
+    for start in headers:
+        for offset in (*range(start, start + 4), start + 6, start + 8, start + 26, start + 31):
+            path.write_bytes(spoil.flipped(data, offset, 3))
+            assert checked(path).verdict == "damaged", offset - start
+
+
 def test_check_finds_every_cut(path: Path) -> None:
     """However much of a file is missing at its end, it is damaged."""
     data = path.read_bytes()

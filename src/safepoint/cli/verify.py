@@ -6,6 +6,7 @@ import contextlib
 import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -53,7 +54,7 @@ def verify(
     found = [checkpoint for path in paths for checkpoint in _found(output.existing(path))]
     try:
         findings = _checked(found, jobs or min(os.cpu_count() or 1, _MOST_JOBS), is_silent=as_json)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt:  # which an older typer ends with 1, that is, an answer
         raise typer.Exit(INTERRUPTED) from None
     if not findings:
         output.fail("no checkpoint is there any more: they were removed before they were read.")
@@ -87,11 +88,11 @@ def _checked(paths: list[Path], jobs: int, *, is_silent: bool) -> list[Finding]:
 
     findings: list[Finding] = []
     total_bytes = sum(map(size_of, paths))
-    with bar("verifying", total_bytes) as advance, contextlib.closing(check_all(paths, jobs, advance)) as checks:
+    with bar("verifying", total_bytes) as shown, contextlib.closing(check_all(paths, jobs, shown)) as checks:
         for finding in filter(None, checks):  # None: a running job has removed it
             findings.append(finding)
             if not is_silent or finding.verdict == "not checkable":
-                _print(finding)
+                shown.say(partial(_print, finding))
     return findings
 
 
