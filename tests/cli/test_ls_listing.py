@@ -114,6 +114,26 @@ def test_ls_lists_what_other_programs_have_written(made: Path) -> None:
         assert all(part in rows[name] for part in told), rows[name]
 
 
+def test_ls_says_once_who_wrote_the_files_of_a_directory(made: Path) -> None:
+    """In its heading, if all are of one kind there and in every other; nowhere, if all are Safepoint's."""
+    lines = safepoint("ls", made / "lightning", made / "trainer", made / "runs" / "a").stdout.splitlines()
+    assert "format" not in lines[0]
+    assert [line.partition(": ")[2].partition(", ")[0] for line in lines if line.startswith(str(made))] == [
+        "lightning",
+        "hugging-face",
+        "safepoint",
+    ]
+
+
+def test_ls_verifies_other_programs_as_far_as_they_can_be(made: Path) -> None:
+    """What was compared is told where it is less than everything."""
+    lines = safepoint("ls", "--verify", made / "files", made / "runs" / "b").stdout.splitlines()
+    rows = {line.split()[0]: line for line in lines if line}
+    assert "sound (crc-32)" in rows["weights.pt"]
+    assert "sound (structure)" in rows["model.safetensors"]
+    assert "sound (" not in rows["epoch=0-step=1.ckpt"]
+
+
 def test_ls_takes_several_paths_and_files(made: Path) -> None:
     """A file is listed with what its run says of it, and nothing twice."""
     one = made / "runs" / "a" / "epoch=1-step=2.ckpt"
