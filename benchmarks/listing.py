@@ -1,9 +1,10 @@
 """What it costs to list many checkpoints: Safepoint beside two things that know less of the same files.
 
 Makes runs of small checkpoints whose manifests carry the history that they would have in real life, and lists them:
-``safepoint ls`` as a process of its own, ``Catalog.of`` alone, the names and sizes by ``os.scandir``, and the records
-of every archive by ``zipfile``. In turn, several rounds, with the page cache warm and, where this process may drop it
-(root on Linux), cold. Below that, what a bare interpreter, the imports and ``--help`` take.
+``safepoint ls`` as a process of its own, ``Survey.of`` (whose they are, and why each is kept) and ``Catalog.of``
+alone, the names and sizes by ``os.scandir``, and the records of every archive by ``zipfile``. In turn, several rounds,
+with the page cache warm and, where this process may drop it (root on Linux), cold. Below that, what a bare interpreter,
+the imports and ``--help`` take.
 
 Run: ``python benchmarks/listing.py [--count 10000] [--runs 10] [--rounds 5]``
 """
@@ -25,6 +26,7 @@ from safepoint import image
 from safepoint.catalog import Catalog
 from safepoint.checksums import checksums
 from safepoint.manifest import Blob, HistoryEntry, Manifest, Tensor, encode
+from safepoint.survey import Survey
 
 DROP_CACHES = Path("/proc/sys/vm/drop_caches")
 TENSORS = 16
@@ -112,6 +114,7 @@ def actions(directory: Path) -> dict[str, Callable[[], object]]:
         "os.scandir: names and sizes": lambda: [(entry.name, entry.stat().st_size) for entry in files(directory)],
         "zipfile: names of the records": lambda: [zipfile.ZipFile(entry.path).namelist() for entry in files(directory)],
         "Catalog.of": lambda: Catalog.of(directory),
+        "Survey.of": lambda: Survey.of(directory),
         "safepoint ls": lambda: python("from safepoint.cli import main; main()", "ls", str(directory)),
     }
 

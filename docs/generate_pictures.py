@@ -26,7 +26,11 @@ from rich.text import Text
 PICTURES = Path(__file__).parent / "pictures"
 WIDTH, HEIGHT = 116, 40
 COMMANDS = {
-    "ls": ("safepoint ls runs/digits", "safepoint explain runs/digits/epoch=0-step=23.ckpt"),
+    "terminal": (
+        "safepoint ls runs/digits",
+        "safepoint explain runs/digits/epoch=7-step=184.ckpt",
+        "safepoint diff --values runs/digits/epoch=10-step=253.ckpt runs/digits/epoch=11-step=276.ckpt",
+    ),
 }
 TRAINING = """
 import torch
@@ -73,8 +77,8 @@ def in_terminal(command: str, directory: Path) -> str:
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
     }
     running = subprocess.Popen(
-        shlex.split(command), cwd=directory, env=environment, stdin=theirs, stdout=theirs, stderr=theirs
-    )
+        shlex.split(command), cwd=directory, env=environment, stdin=theirs, stdout=theirs, stderr=subprocess.DEVNULL
+    )  # where bars go, which are gone when a command has ended
     os.close(theirs)
     printed = bytearray()
     try:

@@ -245,8 +245,9 @@ class Checkpointer:
     def save(self, *, pinned: bool = False) -> Path:
         """Save now, whatever the policy says; return the path as soon as the state is staged.
 
-        A ``pinned`` checkpoint is never removed. With ``on_error="warn"``, the path is the one that was meant, also
-        where the save has failed already (``blocking``, or streamed), which a warning has told by then.
+        A ``pinned`` checkpoint is never removed, and keeps its name, until somebody unpins it; others are pinned by
+        ``safepoint pin``. With ``on_error="warn"``, the path is the one that was meant, also where the save has failed
+        already (``blocking``, or streamed), which a warning has told by then.
         """
         self._check_open()
         self._decide(EventKind.REQUEST, self._running_epoch(), pinned=pinned)

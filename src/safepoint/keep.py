@@ -20,6 +20,8 @@ from safepoint.when import in_seconds, one_unit, positive_count, positive_number
 
 Mode = Literal["min", "max"]
 Reasons = Mapping[Path, str]
+A_PIN = "a pin ('safepoint pin')"
+"""What lets any checkpoint stay."""
 
 
 class PreservationPolicy(ABC):
@@ -300,7 +302,7 @@ class Pinned(PreservationPolicy):
 
     def takes(self, record: Record, records: Sequence[Record]) -> str:  # noqa: ARG002 - one signature for all policies
         """Say how it would be."""
-        return "save(pinned=True)"
+        return A_PIN
 
 
 @dataclass(frozen=True, slots=True)
@@ -387,7 +389,7 @@ def within(
 
 
 def pinned() -> PreservationPolicy:
-    """Keep what was saved with ``pinned=True``, and besides only what is never removed: the newest."""
+    """Keep what is pinned (``save(pinned=True)``, or ``safepoint pin``), and only what is never removed: the newest."""
     return Pinned()
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
 
-from safepoint.keep import PreservationPolicy
+from safepoint.keep import A_PIN, PreservationPolicy
 from safepoint.records import Fate, Metrics, Plan, Record, SaveStats
 
 NOTHING: Mapping[Path, str] = MappingProxyType({})
@@ -200,7 +200,7 @@ class Ledger:
         if record.emergency:
             return "a copy of it under another name"
         takes = policy.takes(record, [other for other in self.records if not other.emergency])
-        return takes if "pinned=True" in takes else f"{takes}, or save(pinned=True)"
+        return takes if A_PIN in takes else f"{takes}, or {A_PIN}"
 
     def history(self) -> tuple[Fate, ...]:
         """Return every checkpoint of the run, oldest first, and what became of it."""

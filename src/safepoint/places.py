@@ -32,6 +32,13 @@ class Place:
     entry: HistoryEntry | None
     record: Path | None
 
+    @property
+    def shown(self) -> Path:
+        """The path that the run goes by, as it is to be printed: beside ``path`` as that was given."""
+        record = self.record or self.path
+        beside = self.path.with_name(record.name)
+        return beside if Path(os.path.abspath(beside)) == record else record
+
 
 def place_of(path: Path) -> Place:
     """Return where the checkpoint at ``path`` belongs.

@@ -74,7 +74,7 @@ def found_below(directory: Path) -> Found:
             if entry.is_dir(follow_symlinks=False):
                 pending += () if entry.name.startswith(".") else (entry.path,)
             elif entry.name.endswith(EXTENSION):
-                ours += () if entry.name.startswith(TEMPORARY_PREFIX) else (entry.path,)
+                ours += (entry.path,) if _may_be_ours(entry) else ()
             elif _may_be_one(entry):
                 others.append(entry.path)
     return Found([*map(Path, sorted(ours))], [*map(Path, sorted(others))], frozenset(pins))
@@ -87,6 +87,11 @@ def is_checkpoint(directory: Path, names: list[str]) -> bool:
     if _METADATA in names:
         return _begins_with(directory / _METADATA, (_PICKLE,))
     return bool(_TRAINERS_DIRECTORY.fullmatch(directory.name)) and not _TRAINERS_FILES.isdisjoint(names)
+
+
+def _may_be_ours(entry: os.DirEntry[str]) -> bool:
+    """Tell whether what is called ``.ckpt`` and is no directory is to be read, or named as what cannot be."""
+    return not entry.name.startswith(TEMPORARY_PREFIX) and not (entry.is_symlink() and os.path.isdir(entry.path))
 
 
 def _may_be_one(entry: os.DirEntry[str]) -> bool:

@@ -115,6 +115,7 @@ def other(**changes: Any) -> Storage:
         (on(other(size_bytes=48), offset=6), on(other(size_bytes=48, offset=64)), Verdict.UNREAD),
         (on(STORAGE), on(STORAGE), Verdict.SAME),
         (on(other(digest="", crc=None)), on(other(digest="", crc=None)), Verdict.SAME),
+        (on(STORAGE, offset=6), on(other(digest="d2")), Verdict.UNREAD),
         (tensor("w", 0, 3), tensor("w", 0, 3, storage=other(digest="d2")), Verdict.SAME),
     ],
 )
@@ -249,6 +250,9 @@ def test_trees_without_end_are_walked_once() -> None:
     copy: dict[str, object] = {"lr": 2}
     copy["self"] = copy
     assert differing(circle, copy) == [("lr", 1, 2)]
+    bare: list[object] = []
+    bare.append(bare)
+    assert differing({"x": bare}, {}) == []
     laughs: list[object] = [{"x": 1}]
     more: list[object] = [{"x": 2}]
     for _ in range(64):

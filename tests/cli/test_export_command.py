@@ -172,12 +172,12 @@ def test_export_shows_a_bar_on_a_terminal_only(checkpoint: Path, tmp_path: Path)
     main, terminal = pty.openpty()
     arguments = [*COMMAND, "export", str(checkpoint), "--to", "torch", "-o", "o"]
     environment = {**os.environ, "TERM": "xterm-256color"}
-    result = subprocess.run(
-        arguments, stdout=subprocess.PIPE, stderr=terminal, check=True, cwd=tmp_path, env=environment
-    )
-    os.close(terminal)
-    assert b"writing o" in b"".join(_read(main))
-    assert result.stdout.startswith(b"o: ")
+    with subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=terminal, cwd=tmp_path, env=environment) as process:
+        os.close(terminal)
+        shown = b"".join(_read(main))
+        told, _ = process.communicate()
+    assert b"writing o" in shown
+    assert (process.returncode, told[:3]) == (0, b"o: ")
 
 
 def _read(descriptor: int) -> Iterator[bytes]:

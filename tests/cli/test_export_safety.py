@@ -82,6 +82,17 @@ def test_export_of_a_damaged_tensor_is_none(tmp_path: Path, kind: Kind) -> None:
     assert leaves_nothing(tmp_path, [tmp_path / "o", tmp_path / "run"])
 
 
+def test_export_of_a_damaged_structure_is_none(tmp_path: Path) -> None:
+    """So it is where the part that tells of the state is damaged."""
+    path = save(tmp_path, {"model": Net(a=torch.randn(4))})
+    flip(path, "pickle")
+    command = [*COMMAND, "export", str(path), "--to", "weights", "-o", "o"]
+    result = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
+    assert (result.returncode, result.stdout) == (1, "")
+    assert len(result.stderr.splitlines()) == 1
+    assert leaves_nothing(tmp_path, [path])
+
+
 def test_export_of_a_view_verifies_all_it_lies_on(tmp_path: Path) -> None:
     """A digest speaks of a storage: a bit beside the view that is exported is a reason, too, and no other tensor's."""
     one = torch.randn(64, 64)

@@ -114,6 +114,26 @@ def test_ls_lists_what_other_programs_have_written(made: Path) -> None:
         assert all(part in rows[name] for part in told), rows[name]
 
 
+def test_ls_says_once_who_wrote_the_files_of_a_directory(made: Path) -> None:
+    """In its heading, if all are of one kind there and in every other; nowhere, if all are Safepoint's."""
+    lines = safepoint("ls", made / "lightning", made / "trainer", made / "runs" / "a").stdout.splitlines()
+    assert "format" not in lines[0]
+    assert [line.partition(": ")[2].partition(", ")[0] for line in lines if line.startswith(str(made))] == [
+        "lightning",
+        "hugging-face",
+        "safepoint",
+    ]
+
+
+def test_ls_verifies_other_programs_as_far_as_they_can_be(made: Path) -> None:
+    """What was compared is told where it is less than everything."""
+    lines = safepoint("ls", "--verify", made / "files", made / "runs" / "b").stdout.splitlines()
+    rows = {line.split()[0]: line for line in lines if line}
+    assert "sound (crc-32)" in rows["weights.pt"]
+    assert "sound (structure)" in rows["model.safetensors"]
+    assert "sound (" not in rows["epoch=0-step=1.ckpt"]
+
+
 def test_ls_takes_several_paths_and_files(made: Path) -> None:
     """A file is listed with what its run says of it, and nothing twice."""
     one = made / "runs" / "a" / "epoch=1-step=2.ckpt"
@@ -155,11 +175,11 @@ def test_ls_puts_what_does_not_tell_at_the_end(made: Path) -> None:
 
 
 def test_ls_shows_paths_where_directories_do_not_count(made: Path) -> None:
-    """In an order of its own, each line says where its checkpoint is."""
+    """In an order of its own, each line says where its checkpoint is, from the one path that was given."""
     lines = safepoint("ls", made / "runs", "--sort", "step").stdout.splitlines()
-    assert [line.split()[0] for line in lines[1:3]] == [
-        str(made / "runs" / name / "epoch=0-step=1.ckpt") for name in "ab"
-    ]
+    assert [line.split()[0] for line in lines[1:3]] == [f"{name}/epoch=0-step=1.ckpt" for name in "ab"]
+    lines = safepoint("ls", *(made / "runs" / name for name in "ab"), "--sort", "step").stdout.splitlines()
+    assert [line.split()[0] for line in lines[1:3]] == [f"{made}/runs/{name}/epoch=0-step=1.ckpt" for name in "ab"]
 
 
 @pytest.mark.parametrize(

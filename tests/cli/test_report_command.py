@@ -151,6 +151,9 @@ def test_report_of_hugging_faces_directories(tmp_path: Path, monkeypatch: pytest
     page = (tmp_path / "page.html").read_text()
     assert (document.kept, document.runs, document.pairs) == (3, 1, 2)
     assert "3 values over the steps" in page.partition(">eval_loss</h3>")[2]
+    document = told(tmp_path / "run" / "checkpoint-3", "-o", tmp_path / "page.html")
+    assert (document.kept, document.pairs) == (1, 0)
+    assert "float32 [10 \u00d7 8]" in (tmp_path / "page.html").read_text()
 
 
 @pytest.mark.parametrize("writer", WRITERS.values(), ids=WRITERS)

@@ -99,16 +99,11 @@ def hostile(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def _save_hostile(directory: Path) -> None:
     """Save twice, for real, a state with hostile names."""
-    weights = {
-        BOLD: {"w": torch.ones(3)},
-        EVIL: torch.ones(3),
-        LONG: torch.ones(3),
-        f"{EVIL}.{EVIL}": torch.ones(3),
-        EVIL * 2: EVIL,
-    }
-    with Checkpointer(directory, state={"model": weights}, save=when.every(steps=1), keep=keep.all()) as checkpointer:
+    inner = {EVIL: torch.ones(3), LONG: torch.ones(3), f"{EVIL}.{EVIL}": torch.ones(3), EVIL * 2: EVIL}
+    state = {"model": {BOLD: {"w": torch.ones(3)}, **inner}}
+    with Checkpointer(directory, state=state, save=when.every(steps=1), keep=keep.all()) as checkpointer:
         for _ in range(2):
-            weights[EVIL] += 1
+            inner[EVIL] += 1
             checkpointer.step(**{EVIL: 0.5, "tiny": 1e-308, LONG: 1.0})
 
 

@@ -154,6 +154,23 @@ def test_values_in_big_endian_order_are_turned(tmp_path: Path, dtype: str) -> No
     (tmp_path / "file").write_bytes(AHEAD + turned)
     told = with_part(told, storage=dataclasses.replace(told.parts[0].storage, is_little=False))
     assert all_bytes(told, 32) == bits(tensor.T)
+    (part,) = told.parts
+    little = dataclasses.replace(part, storage=dataclasses.replace(part.storage, is_little=True))
+    with pytest.raises(CheckpointError, match="in two byte orders"):
+        all_bytes(dataclasses.replace(told, parts=(part, little)))
+
+
+@pytest.mark.parametrize("view", VIEWS)
+def test_tensors_are_equal_if_all_their_bytes_are(tmp_path: Path, view: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However each of them lies on its storage, and whichever byte it is that is another."""
+    monkeypatch.setattr(read, "_CACHED_BYTES", 26)
+    tensor = VIEWS[view](random("int8", 10, 12)).contiguous()
+    here = stored(tmp_path / "here", VIEWS[view](random("int8", 10, 12)))
+    assert read.equal(here, stored(tmp_path / "there", tensor))
+    for at in range(0, tensor.numel(), 7):
+        other = tensor.clone()
+        other.view(-1)[at] += 1
+        assert not read.equal(here, stored(tmp_path / "there", other))
 
 
 def test_digest_of_a_whole_storage_is_the_manifest_s(tmp_path: Path) -> None:
@@ -191,7 +208,7 @@ def test_places_that_cannot_be_are_refused(tmp_path: Path, changes: dict[str, ob
         all_bytes(tensor)
 
 
-@pytest.mark.parametrize("shape", [(1 << 42,), (1 << 20, 1 << 22), (2,) * 65, (-1, -4)])
+@pytest.mark.parametrize("shape", [(1 << 42,), (1 << 20, 1 << 22), (2,) * 65, (1,) * 65, (-1, -4)])
 def test_shapes_that_cannot_be_are_refused(tmp_path: Path, shape: tuple[int, ...]) -> None:
     """A shape costs a file nothing: what nobody could have made is refused, and no memory is taken for it."""
     told = stored(tmp_path / "file", random("int16", 1))

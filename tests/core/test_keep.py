@@ -299,11 +299,11 @@ def test_within_takes_one_positive_unit(arguments: dict[str, Any]) -> None:
 
 
 def test_pinned_keeps_what_is_pinned() -> None:
-    """Only what was saved as pinned."""
+    """And nothing else."""
     records = [replace(_record(0), pinned=True), _record(1)]
     assert keep.pinned().select(records) == {Path("0.ckpt"): "pinned"}
     assert keep.pinned().why_not(records[1]) == "not pinned"
-    assert keep.pinned().takes(records[1], records) == "save(pinned=True)"
+    assert keep.pinned().takes(records[1], records) == "a pin ('safepoint pin')"
 
 
 @pytest.mark.parametrize(

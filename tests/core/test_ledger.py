@@ -385,7 +385,7 @@ def test_explain_tells_what_the_newest_lacks() -> None:
     ledger = _saved(policy, _record("a", 1, loss=0.5), _record("b", 2, loss=0.7))
     assert ledger.explain(Path("b.ckpt"), policy) == (
         "b.ckpt is kept while it is the newest, but is not the best by loss (0.7). To stay after the next save, it "
-        "would take loss below 0.5, or save(pinned=True)."
+        "would take loss below 0.5, or a pin ('safepoint pin')."
     )
 
 
@@ -395,7 +395,7 @@ def test_explain_tells_what_goes_next() -> None:
     ledger = _saved(policy, _record("a", 1, loss=0.5), _record("b", 2)).measured(2, {"loss": 0.1})
     assert ledger.explain(Path("a.ckpt"), policy) == (
         "a.ckpt goes with the next save: not the best by loss (0.5). To stay, it would take loss at most 0.1, or "
-        "save(pinned=True)."
+        "a pin ('safepoint pin')."
     )
 
 
@@ -405,7 +405,7 @@ def test_explain_tells_what_went() -> None:
     ledger = _saved(policy, _record("a", 1), _record("b", 2))
     assert ledger.explain(Path("a.ckpt"), policy) == (
         "a.ckpt was removed: not the latest and not pinned. To stay, it would have taken keep.latest(2), or "
-        "save(pinned=True)."
+        "a pin ('safepoint pin')."
     )
     ledger, _ = ledger.propose(_record("a", 3), policy)
     assert ledger.explain(Path("a.ckpt"), policy) == "a.ckpt is kept: the latest."

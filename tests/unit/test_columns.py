@@ -29,6 +29,22 @@ def test_lines_fold_the_widest_column_at_spaces() -> None:
     ]
 
 
+def test_lines_fold_a_name_when_the_rest_is_narrow() -> None:
+    """What folds last stays in one piece until the other columns have twelve cells."""
+    columns = (Column("name", folds=True, folds_last=True), Column("why", folds=True))
+    rows = [("epoch=1-step=2.ckpt", "best by val_loss and the latest")]
+    assert list(lines(columns, rows, 36))[1:] == [
+        "epoch=1-step=2.ckpt  best by",
+        "                     val_loss and",
+        "                     the latest",
+    ]
+    assert list(lines(columns, rows, 30))[1:] == [
+        "epoch=1-step=2.c  best by",
+        "kpt               val_loss and",
+        "                  the latest",
+    ]
+
+
 def test_lines_chop_a_word_that_is_too_long() -> None:
     """A name without a space is parted anywhere."""
     rows = [("x" * 20, "7", "kept")]

@@ -34,6 +34,7 @@ def test_search_passes_over_temporaries_hidden_directories_and_links_to_director
     """A temporary is none, a link is followed as a file only, and what is not to be listed has nothing to show."""
     _named(tmp_path, "run/a.ckpt", "run/.safepoint-1.ckpt", ".cache/b.ckpt", "run/.hidden.safetensors")
     (tmp_path / "linked").symlink_to(tmp_path / "run")
+    (tmp_path / "linked.ckpt").symlink_to(tmp_path / "run")
     (tmp_path / "last.ckpt").symlink_to(tmp_path / "run" / "a.ckpt")
     os.mkfifo(tmp_path / "pipe.pt")
     found = found_below(tmp_path)

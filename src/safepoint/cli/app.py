@@ -6,6 +6,7 @@ import typer
 
 from safepoint.cli.best import best, latest
 from safepoint.cli.diff import diff
+from safepoint.cli.explain import explain
 from safepoint.cli.export import export
 from safepoint.cli.ls import ls
 from safepoint.cli.pin import pin, unpin
@@ -26,6 +27,7 @@ app = typer.Typer(
 )
 app.command()(best)
 app.command()(diff)
+app.command()(explain)
 app.command()(export)
 app.command()(latest)
 app.command()(ls)

@@ -13,15 +13,20 @@ from itertools import zip_longest
 
 _GAP = "  "
 _NARROWEST = 8
+_NARROW = 12
 
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """One column: its heading, whether it is aligned to the right, and whether its cells may be folded."""
+    """One column: its heading, whether it is aligned to the right, and whether its cells may be folded.
+
+    One that ``folds_last`` does so when the others are narrow: a name is better read in one piece.
+    """
 
     heading: str
     right: bool = False
     folds: bool = False
+    folds_last: bool = False
 
 
 def lines(columns: Sequence[Column], rows: Sequence[Sequence[str]], width: int) -> Iterator[str]:
@@ -63,14 +68,15 @@ def _exceeds(text: str, width: int) -> bool:
 def _widths(columns: Sequence[Column], natural: list[int], width: int) -> list[int]:
     """Return the width of each column: what it needs, the widest of those that fold cut until all fit."""
     widths = list(natural)
-    folding = [index for index, column in enumerate(columns) if column.folds]
     excess = sum(widths) + len(_GAP) * (len(widths) - 1) - width
-    while excess > 0 and folding:
-        widest = max(folding, key=lambda index: widths[index])
-        if widths[widest] <= _NARROWEST:
-            break
-        widths[widest] -= 1
-        excess -= 1
+    for narrowest, is_last in ((_NARROW, False), (_NARROWEST, True)):
+        folding = [index for index, column in enumerate(columns) if column.folds and (is_last or not column.folds_last)]
+        while excess > 0 and folding:
+            widest = max(folding, key=lambda index: widths[index])
+            if widths[widest] <= narrowest:
+                break
+            widths[widest] -= 1
+            excess -= 1
     return widths
 
 

@@ -468,3 +468,35 @@ class Prune(Document, frozen=True, tag="safepoint.prune/1"):
     checkpoints: tuple[PruneCheckpoint, ...]
     untouched: dict[str, str]
     freed_bytes: int
+
+
+class ExplainSave(msgspec.Struct, frozen=True):
+    """A save, by the checkpoint that it made and the ``time`` at which its state was captured."""
+
+    path: str
+    step: int
+    time: float
+
+
+class Explain(Document, frozen=True, tag="safepoint.explain/1"):
+    """What there is to say of a checkpoint that is or was at ``path``: ``why`` in words, and ``more`` of it.
+
+    ``answer``: ``kept`` by its run's policy; ``pinned``; ``goes``: its run is about to remove it; ``untouched`` by any
+    policy, as it is a copy, or another program's; ``removed``; ``missing``: gone, though its run keeps it. ``reasons``
+    is why it was saved. Of one that is gone, ``after`` is the last save known to be before that and ``by`` the first
+    behind; ``is_exact`` if it went with that very save.
+    """
+
+    path: str
+    answer: Literal["kept", "pinned", "goes", "untouched", "removed", "missing"]
+    why: str
+    more: tuple[str, ...]
+    format: str
+    step: int | None
+    epoch: int | None
+    metrics: dict[str, Number]
+    time: float
+    reasons: tuple[str, ...]
+    after: ExplainSave | None
+    by: ExplainSave | None
+    is_exact: bool

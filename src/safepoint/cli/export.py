@@ -24,49 +24,61 @@ _MOST_NAMED = 5
 
 
 def export(
-    file: Annotated[Path, typer.Argument(help="A checkpoint of any kind.", show_default=False)],
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="A checkpoint of any kind.", show_default=False)],
     *,
     to: Annotated[Kind, typer.Option("--to", help="What to make.", show_default=False)],
     out: Annotated[
         Path | None,
-        typer.Option("-o", "--output", metavar="OUT", help="What to call it; FILE's name here by default."),
+        typer.Option("-o", "--output", metavar="OUT", help="What to call it.", show_default="FILE's name, here"),
     ] = None,
     keys: Annotated[
         list[str] | None,
         typer.Option("--keys", metavar="GLOB", help="Take what matches, and all below it; may be repeated."),
     ] = None,
     except_: Annotated[
-        list[str] | None, typer.Option("--except", metavar="GLOB", help="Leave out what matches; may be repeated.")
+        list[str] | None,
+        typer.Option("--except", metavar="GLOB", help="Leave out what matches, and all below it; may be repeated."),
     ] = None,
-    strip: Annotated[str, typer.Option("--strip", metavar="PREFIX", help="Take this from the names' beginnings.")] = "",
+    strip: Annotated[
+        str, typer.Option("--strip", metavar="PREFIX", help="Take PREFIX from the names.", show_default=False)
+    ] = "",
     dtype: Annotated[
         Dtype | None, typer.Option("--dtype", help="Convert floating-point tensors, rounding to nearest even.")
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace what is called OUT.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print what was written as JSON.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document: safepoint.export/1.")] = False,
 ) -> None:
     """Write the tensors of FILE into another kind of file, in little memory however large they are.
 
-    --to safetensors: all tensors, by their paths; of tied ones the first, with the other names in the header, as
-    safetensors.torch.load_model and from_pretrained expect. --to torch: the state as it is, for torch.load. --to
-    weights: the model's weights alone, for module.load_state_dict(torch.load(OUT)).
+    With --to safetensors, all tensors by their paths; of tied ones the first has its data there and the header names
+    the others, as safetensors.torch.load_model and from_pretrained expect. Other values are left out.
 
-    Paths are those that 'safepoint show' prints. Nothing is unpickled; every byte that is read is verified, and OUT is
-    there when all of it is durable, or not at all.
+    With --to torch, the state for torch.load: tensors as they lie on their storages, and plain values; containers of
+    other classes become plain ones, and objects have to be left out.
+
+    With --to weights, the weights of the model alone, for module.load_state_dict(torch.load(OUT)).
+
+    GLOB is compared with paths as 'safepoint show' prints them. Nothing is unpickled. What FILE tells of its bytes
+    (digests, or CRC-32) is compared with all that are read. OUT is there when all of it is durable, or not at all.
 
     EXIT STATUS: 0 if it is written; 1 if FILE is damaged; 2 if it cannot be read, or what is asked for not be done.
     """
+    from safepoint.errors import DamagedCheckpointError
+    from safepoint.export.elements import LARGEST
     from safepoint.export.job import Order, prepared
 
     if not os.path.exists(file):
         output.fail(f"{file}: no such file or directory; give a checkpoint.")
     target = out or Path(f"{file.resolve().name if file.is_dir() else file.stem}{to.extension}")
-    job = prepared(Order(file, target, to, tuple(keys or ()), tuple(except_ or ()), strip, dtype, replace=force))
-    overflowed = _written(job)
+    order = Order(file, target, to, tuple(keys or ()), tuple(except_ or ()), strip, dtype, replace=force)
+    try:
+        overflowed = _written(job := prepared(order))
+    except DamagedCheckpointError as error:
+        _warn(str(error))
+        raise typer.Exit(DAMAGED) from None
     for path in overflowed:
-        _warn(
-            f"{path}: numbers beyond the range of {dtype} are infinite in {target}, or the largest where it has no inf."
-        )
+        became = f"{LARGEST[dtype]} at most" if dtype in LARGEST else "infinite"
+        _warn(f"{path}: numbers beyond the range of {dtype} are {became} in {target}")
     if as_json:
         _print_document(job, overflowed)
     else:
@@ -75,17 +87,11 @@ def export(
 
 def _written(job: Job) -> tuple[str, ...]:
     """Write the file; a signal to end takes away what there is of it, as an error does."""
-    from safepoint.errors import DamagedCheckpointError
-
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) is not signal.SIG_IGN:  # as of what runs under nohup
             signal.signal(number, _end)
-    try:
-        with bar(in_line(f"writing {job.order.out}"), job.plan.size_bytes) as advance:
-            return job.run(advance)
-    except DamagedCheckpointError as error:
-        _warn(str(error))
-        raise typer.Exit(DAMAGED) from None
+    with bar(in_line(f"writing {job.order.out}"), job.plan.size_bytes) as advance:
+        return job.run(advance)
 
 
 def _end(number: int, _: object) -> NoReturn:

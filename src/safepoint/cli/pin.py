@@ -57,7 +57,7 @@ def _set(file: Path, *, pinned: bool, json: bool) -> None:
     if json:
         from safepoint.cli.documents import Pin
 
-        record = None if place.record is None else str(_shown(place))
+        record = None if place.record is None else str(place.shown)
         output.document(Pin(str(file), record, is_pinned(place), done.value == "done", told))
     else:
         output.line(told)
@@ -86,17 +86,10 @@ def _told(place: Place, done: Pinning, *, pinned: bool) -> str:
 
     if done is Pinning.UNKNOWN:
         return f"{place.path} is a copy, or was renamed by hand: no policy touches it, and there is nothing to pin"
-    shown = _shown(place)
+    shown = place.shown
     name = "" if shown == place.path else f" ({place.path} is another name of it)"
     word = "pinned" if pinned else "not pinned"
     if done is Pinning.AS_BEFORE:
         return f"{shown} is {'pinned already' if pinned else 'not pinned'}{name}"
     then = "no policy removes it" if pinned else "its run's policy decides at the next save"
     return f"{shown} is {word}: {then}{name}"
-
-
-def _shown(place: Place) -> Path:
-    """Return the path that is pinned, as the user would write it."""
-    record = place.record or place.path
-    beside = place.path.with_name(record.name)
-    return beside if beside.absolute() == record else record

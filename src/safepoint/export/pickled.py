@@ -13,14 +13,14 @@ from typing import Any, NamedTuple
 
 from safepoint.contents import Tensor
 from safepoint.export import tree
+from safepoint.formats.dtypes import STORAGES
 
 TYPED = {
-    "float64": "DoubleStorage", "float32": "FloatStorage", "float16": "HalfStorage", "bfloat16": "BFloat16Storage",
-    "int64": "LongStorage", "int32": "IntStorage", "int16": "ShortStorage", "int8": "CharStorage",
-    "uint8": "ByteStorage", "bool": "BoolStorage", "complex64": "ComplexFloatStorage",
-    "complex128": "ComplexDoubleStorage",
-}  # fmt: skip
-"""The class that names a dtype in torch's files."""
+    dtype: kind.removeprefix("torch.")
+    for kind, dtype in STORAGES.items()
+    if kind.startswith("torch.") and kind.count(".") == 1 and not dtype.startswith("q")
+}
+"""The class in torch that names a dtype in its files; quantised tensors need more than their elements."""
 UNTYPED = frozenset(
     {"uint16", "uint32", "uint64", "complex32", "float8_e4m3fn", "float8_e4m3fnuz", "float8_e5m2", "float8_e5m2fnuz",
      "float8_e8m0fnu", "float4_e2m1fn_x2", "bits8", "bits16", "bits1x8", "bits2x4", "bits4x2"}

@@ -15,19 +15,13 @@ from typing import Any
 from safepoint.contents import Tensor
 from safepoint.errors import ConfigurationError, shortened
 from safepoint.export.elements import Buffer, Elements, Item, item
+from safepoint.formats.safetensors import DTYPES, HEADER_LIMIT_BYTES
 
+_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 _PACKED = "float4_e2m1fn_x2"
-_DTYPES = {
-    "bool": "BOOL", "uint8": "U8", "int8": "I8", "uint16": "U16", "int16": "I16", "uint32": "U32", "int32": "I32",
-    "uint64": "U64", "int64": "I64", "float16": "F16", "bfloat16": "BF16", "float32": "F32", "float64": "F64",
-    "complex64": "C64", "float8_e4m3fn": "F8_E4M3", "float8_e5m2": "F8_E5M2", "float8_e8m0fnu": "F8_E8M0",
-    "float8_e4m3fnuz": "F8_E4M3FNUZ", "float8_e5m2fnuz": "F8_E5M2FNUZ", _PACKED: "F4",
-}  # fmt: skip
 _METADATA = "__metadata__"
 _MARK = {"format": "pt"}
 _ALIGNMENT_BYTES = 8
-_HEADER_LIMIT_BYTES = 100_000_000
-"""What the library's reader takes."""
 
 
 class Safetensors:
@@ -73,7 +67,7 @@ def _check_names(names: Iterable[str]) -> None:
 
 def _check_dtypes(items: Mapping[str, Item]) -> None:
     for name, found in items.items():
-        if found.dtype not in _DTYPES:
+        if found.dtype not in _NAMES:
             raise ConfigurationError(
                 f"tensor {shortened(name)!r} is of {found.dtype}, which safetensors files do not hold: leave it out "
                 "with --except, or use --to torch."
@@ -99,12 +93,12 @@ def _header(items: Mapping[str, Item], tied: Mapping[str, str]) -> bytes:
     end = 0
     for name, found in items.items():
         start, end = end, end + found.size_bytes
-        told[name] = {"dtype": _DTYPES[found.dtype], "shape": _shape(found), "data_offsets": [start, end]}
+        told[name] = {"dtype": _NAMES[found.dtype], "shape": _shape(found), "data_offsets": [start, end]}
     text = json.dumps(told, ensure_ascii=False, separators=(",", ":")).encode()
     text += b" " * (-len(text) % _ALIGNMENT_BYTES)
-    if len(text) > _HEADER_LIMIT_BYTES:
+    if len(text) > HEADER_LIMIT_BYTES:
         raise ConfigurationError(
-            f"the names and shapes of {len(items)} tensors take more than the {_HEADER_LIMIT_BYTES} bytes that a "
+            f"the names and shapes of {len(items)} tensors take more than the {HEADER_LIMIT_BYTES} bytes that a "
             "safetensors file has for them: choose fewer with --keys."
         )
     return len(text).to_bytes(8, "little") + text

@@ -22,19 +22,20 @@ from safepoint.formats.files import opened
 from safepoint.formats.safepoint import contiguous
 
 _SIZE_BYTES = 8
-_HEADER_LIMIT_BYTES = 100_000_000
+HEADER_LIMIT_BYTES = 100_000_000
 """What the library's own reader takes."""
 _METADATA = "__metadata__"
 _FRAMEWORK = "format"
 _STEPS = ("global_step", "step")
 _EPOCHS = ("epoch",)
 _LONGEST_COUNT = 15
-_DTYPES = {
+DTYPES = {
     "BOOL": "bool", "U8": "uint8", "I8": "int8", "U16": "uint16", "I16": "int16", "U32": "uint32", "I32": "int32",
     "U64": "uint64", "I64": "int64", "F16": "float16", "BF16": "bfloat16", "F32": "float32", "F64": "float64",
     "C64": "complex64", "F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2", "F8_E8M0": "float8_e8m0fnu",
     "F8_E4M3FNUZ": "float8_e4m3fnuz", "F8_E5M2FNUZ": "float8_e5m2fnuz", "F4": "float4_e2m1fn_x2",
 }  # fmt: skip
+"""The dtypes that the format knows, by its names for them."""
 _PACKED = "F4"
 _Count = Annotated[int, msgspec.Meta(ge=0, lt=2**62)]
 _Shape = Annotated[tuple[_Count, ...], msgspec.Meta(max_length=64)]
@@ -59,7 +60,7 @@ class Header(NamedTuple):
 def may_be_one(head: bytes) -> bool:
     """Tell whether a file that begins with ``head`` looks like one of safetensors."""
     size = int.from_bytes(head[:_SIZE_BYTES], "little")
-    return head[_SIZE_BYTES : _SIZE_BYTES + 1] == b"{" and size <= _HEADER_LIMIT_BYTES
+    return head[_SIZE_BYTES : _SIZE_BYTES + 1] == b"{" and size <= HEADER_LIMIT_BYTES
 
 
 def outline(path: Path) -> Outline:
@@ -100,7 +101,7 @@ def read(path: Path, prefix: str = "") -> Header:
 
 def _header_bytes(size: bytes, size_bytes: int) -> int:
     header_bytes = int.from_bytes(size, "little")
-    if len(size) == _SIZE_BYTES and header_bytes > _HEADER_LIMIT_BYTES:
+    if len(size) == _SIZE_BYTES and header_bytes > HEADER_LIMIT_BYTES:
         raise NotACheckpointError("no file of safetensors: its header would be absurdly long")
     if len(size) < _SIZE_BYTES or _SIZE_BYTES + header_bytes > size_bytes:
         raise NotACheckpointError("cut off within its header: half-written, or a copy that broke off. Take another")
@@ -136,7 +137,7 @@ def _header(path: Path, start: int, told: Mapping[str, _Told], metadata: Mapping
 
 
 def _tensor(path: Path, start: int, name: str, told: _Told, prefix: str) -> Tensor:
-    dtype, shape = _DTYPES.get(told.dtype), told.shape
+    dtype, shape = DTYPES.get(told.dtype), told.shape
     if dtype is None:
         return Tensor(prefix + name, told.dtype.lower(), shape, (), "of a dtype that is unknown here")
     if told.dtype == _PACKED and shape:

@@ -86,9 +86,11 @@ def page_of(directory: Path, told: Told, *, drift: bool = True) -> Page:
         removed=len(everything) - len(kept),
         runs=len({checkpoint.run for checkpoint in everything}),
         disk_bytes=size_on_disk(readable),
-        newest=_newest(kept, directory),
-        drift=_drift(shown, directory, told) if drift else None,
-        unreadable={_name(entry.path, directory): entry.problem for entry in survey.entries if entry.outline is None},
+        newest=_newest(kept, survey.directory),
+        drift=_drift(shown, survey.directory, told) if drift else None,
+        unreadable={
+            _name(entry.path, survey.directory): entry.problem for entry in survey.entries if entry.outline is None
+        },
     )
 
 
