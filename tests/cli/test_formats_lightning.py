@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import files
 import kinds
 import pytest
 import torch
+from lightning.fabric.utilities.data import AttributeDict
 from models import FRAMEWORKS, OLD_TREESPEC, VAL_LOSSES, Framework, fit
 from nets import flip, save
 from torch import nn
@@ -63,6 +65,16 @@ def test_lightning_file_has_the_metric_of_the_callback_that_saved_it(tmp_path: P
     fit(framework, best, other, metrics=scores)
     assert formats.outline(tmp_path / "a" / "epoch=3.ckpt").metrics == pytest.approx({"val_loss": VAL_LOSSES[3]})
     assert formats.outline(tmp_path / "b" / "epoch=4.ckpt").metrics == pytest.approx({"score": 0.75})
+
+
+def test_hyperparameters_of_lightnings_own_classes_are_plain(tmp_path: Path) -> None:
+    """An AttributeDict, and a namespace in it, come out as dictionaries; those of a data module are among them."""
+    path = tmp_path / "a.ckpt"
+    parameters = AttributeDict(lr=0.1, model=argparse.Namespace(width=3, layers=[AttributeDict(size=2)]))
+    state = {"pytorch-lightning_version": "2.6.6", "hyper_parameters": parameters}
+    torch.save({**state, "datamodule_hyper_parameters": {"batch_size": 8, "lr": 5}}, path)
+    expected = {"batch_size": 8, "lr": 0.1, "model": {"width": 3, "layers": [{"size": 2}]}}
+    assert formats.contents(path).hyperparameters == expected
 
 
 @OLD_TREESPEC
