@@ -43,14 +43,16 @@ def kinds() -> list[type[documents.Document]]:
     return sorted(documents.Document.__subclasses__(), key=_name)
 
 
+def parts() -> list[type[msgspec.Struct]]:
+    """Return the classes of what documents are made of, by name."""
+    found = (kind for kind in vars(documents).values() if isinstance(kind, type) and issubclass(kind, msgspec.Struct))
+    return sorted((kind for kind in found if not issubclass(kind, documents.Document)), key=lambda kind: kind.__name__)
+
+
 def described() -> str:
-    """Return what the documents are, as Markdown."""
-    parts = [JSON]
-    parts += [
-        f"### `{_name(kind)}`\n\n{(inspect.getdoc(kind) or '').replace('``', '`')}\n\n{_fields(kind)}\n"
-        for kind in kinds()
-    ]
-    return "\n".join(parts)
+    """Return what the documents are, and what they are made of, as Markdown."""
+    told = [(f"### `{_name(kind)}`", kind) for kind in kinds()] + [(f"### {kind.__name__}", kind) for kind in parts()]
+    return "\n".join([JSON, *(f"{heading}\n\n{_told(kind)}\n\n{_fields(kind)}\n" for heading, kind in told)])
 
 
 def schema() -> dict[str, Any]:
@@ -71,7 +73,11 @@ def _name(kind: type[documents.Document]) -> str:
     return str(kind.__struct_config__.tag)
 
 
-def _fields(kind: type[documents.Document]) -> str:
+def _told(kind: type[msgspec.Struct]) -> str:
+    return (inspect.getdoc(kind) or "").replace("``", "`")
+
+
+def _fields(kind: type[msgspec.Struct]) -> str:
     rows = [f"| `{field.name}` | {_type(field.type)} |" for field in msgspec.structs.fields(kind)]
     return "\n".join(["| field | type |", "| --- | --- |", *rows])
 

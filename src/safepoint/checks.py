@@ -5,8 +5,10 @@ What a check is, is ``soundness``'s.
 
 from __future__ import annotations
 
+import os
 from collections import deque
 from collections.abc import Generator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,21 +24,44 @@ _TICK_S = 0.1
 def check_all(paths: Sequence[Path], jobs: int, on_bytes: OnBytes) -> Generator[Finding | None]:
     """Yield what was found of each of ``paths``, in their order, ``None`` for one that is gone; ``jobs`` at once.
 
-    ``on_bytes`` is told now and then how many bytes more have been looked at, in the caller's thread. Whoever closes
-    the iterator ends the checks that go on: they come to the end of the piece that they are at.
+    What has several names is read once. ``on_bytes`` is told now and then how many bytes more have been looked at, in
+    the caller's thread, of ``total_bytes(paths)`` in the end. Whoever closes the iterator ends the checks that go on:
+    they come to the end of the piece that they are at.
     """
     checks = _Checks()
     threads = Background("verify", jobs)
     try:
-        futures = [threads.submit(checks.check, path) for path in paths]
-        for future in futures:
+        named = _first_names(paths)
+        futures = {path: threads.submit(checks.check, path) for path in dict.fromkeys(named.values())}
+        for path in paths:
+            future = futures[named[path]]
             while not _is_done(future):
                 on_bytes(checks.further_bytes())
             on_bytes(checks.further_bytes())
-            yield future.result()
+            found = future.result()
+            yield found and replace(found, path=path)
     finally:
         checks.are_wanted = False
         threads.close()
+
+
+def total_bytes(paths: Sequence[Path]) -> int:
+    """Return how many bytes the checkpoints at ``paths`` have, those of several names once."""
+    return sum(map(size_of, dict.fromkeys(_first_names(paths).values())))
+
+
+def _first_names(paths: Sequence[Path]) -> dict[Path, Path]:
+    """Return for each of ``paths`` the first of them that is a name of the same file or directory."""
+    firsts: dict[tuple[int, int], Path] = {}
+    found: dict[Path, Path] = {}
+    for path in paths:
+        try:
+            status = os.stat(path)
+        except OSError:
+            found[path] = path
+        else:
+            found[path] = firsts.setdefault((status.st_dev, status.st_ino), path)
+    return found
 
 
 class _Stopped(Exception):  # noqa: N818 - no error

@@ -94,9 +94,13 @@ class Tensor:
 
 @dataclass(frozen=True, slots=True)
 class Opaque:
-    """A value of some class or function that is named in the file and was not made: nothing in a file is called."""
+    """A value of some class or function that is named in the file and was not made: nothing in a file is called.
+
+    ``inner`` is what it would be made of, a tree as that of ``Contents``: by which two of one name are told apart.
+    """
 
     name: str
+    inner: Mapping[Any, Any] = field(default_factory=dict, compare=False, repr=False)
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from itertools import zip_longest
 from typing import Any, NamedTuple
 
-from safepoint.contents import Tensor
+from safepoint.contents import Opaque, Tensor
 
 
 class Missing:
@@ -40,8 +40,9 @@ class Leaves:
     def between(self, a: Any, b: Any) -> Iterator[Leaf]:
         """Yield how ``b`` differs from ``a``, in the order of the state.
 
-        Lists and tuples are the same if what is in them is. A list of plain values is one leaf, and so is what is on
-        one side only, however much is in it. NaN is itself; 1 is neither 1.0 nor true.
+        Lists and tuples are the same if what is in them is, and objects of one class if what they are made of is. A
+        list of plain values is one leaf, and so is what is on one side only, however much is in it. NaN is itself; 1 is
+        neither 1.0 nor true.
         """
         pending: list[Leaf] = [Leaf("", a, b)]
         while pending:
@@ -72,6 +73,8 @@ class Leaves:
         pair = (id(a), id(b))
         if type(a) is Tensor and type(b) is Tensor:
             return []
+        if type(a) is Opaque and type(b) is Opaque and a == b:
+            a, b = a.inner, b.inner
         if isinstance(a, Mapping) and isinstance(b, Mapping):
             keys = (*a, *(key for key in b if key not in a))
             inner = [Leaf(_below(path, key), a.get(key, MISSING), b.get(key, MISSING)) for key in keys]
@@ -117,8 +120,9 @@ def _is_same(a: Any, b: Any) -> bool:
 
 
 def _is_plain(values: Sequence[Any]) -> bool:
-    return not any(isinstance(value, _CONTAINERS) or type(value) is Tensor for value in values)
+    return not any(isinstance(value, (*_CONTAINERS, Opaque)) or type(value) is Tensor for value in values)
 
 
 def _below(path: str, key: Hashable) -> str:
-    return f"{path}.{key}" if path else str(key)
+    name = key.name if type(key) is Opaque else str(key)
+    return f"{path}.{name}" if path else name

@@ -154,6 +154,8 @@ def _runs(catalog: Catalog) -> dict[Path, Catalog]:
     while by_parent:
         parent = min(by_parent)
         directory, records = Path(parent), by_parent.pop(parent)
+        if directory in found:  # its runs do not count them
+            continue
         run = catalog.part(directory, records)
         if not run.fates and (directory := _saved_into(records[-1])) != Path(parent):
             inside = [place for place in by_parent if place.startswith(os.path.join(directory, ""))]

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import argparse
 from pathlib import Path
 from typing import Any
 
+import files
 import kinds
 import pytest
 import torch
+from lightning.fabric.utilities.data import AttributeDict
 from models import FRAMEWORKS, OLD_TREESPEC, VAL_LOSSES, Framework, fit
 from nets import flip, save
 from torch import nn
 
-from safepoint import formats, reader
+from safepoint import formats, manifest, reader
 from safepoint.contents import Format, Opaque, Tensor
-from safepoint.errors import DamagedCheckpointError
+from safepoint.errors import DamagedCheckpointError, NotACheckpointError
 
 every_framework = pytest.mark.parametrize("framework", FRAMEWORKS, ids=lambda framework: framework.name)
 ARGUMENTS: dict[str, Any] = {"monitor": "val_loss", "filename": "{epoch}", "save_top_k": 2, "save_last": True}
@@ -49,6 +52,29 @@ def test_lightning_file_has_no_metric_that_may_be_anothers(tmp_path: Path) -> No
     assert formats.outline(tmp_path / "last.ckpt").metrics == {}
     renamed = (tmp_path / "epoch=3.ckpt").rename(tmp_path / "good.ckpt")
     assert formats.outline(renamed).metrics == pytest.approx({"val_loss": VAL_LOSSES[3]})
+
+
+@OLD_TREESPEC
+def test_lightning_file_has_the_metric_of_the_callback_that_saved_it(tmp_path: Path) -> None:
+    """What another callback saw last may be of another epoch; of a file of both, both count."""
+    framework = FRAMEWORKS[0]
+    arguments = {"filename": "{epoch}", "save_top_k": 1}
+    best = framework.original(tmp_path / "a", monitor="val_loss", **arguments)
+    other = framework.original(tmp_path / "b", monitor="score", mode="max", **arguments)
+    scores = {"val_loss": VAL_LOSSES, "score": (0.5, 0.25, 0.125, 0.25, 0.75, 0.25)}
+    fit(framework, best, other, metrics=scores)
+    assert formats.outline(tmp_path / "a" / "epoch=3.ckpt").metrics == pytest.approx({"val_loss": VAL_LOSSES[3]})
+    assert formats.outline(tmp_path / "b" / "epoch=4.ckpt").metrics == pytest.approx({"score": 0.75})
+
+
+def test_hyperparameters_of_lightnings_own_classes_are_plain(tmp_path: Path) -> None:
+    """An AttributeDict, and a namespace in it, come out as dictionaries; those of a data module are among them."""
+    path = tmp_path / "a.ckpt"
+    parameters = AttributeDict(lr=0.1, model=argparse.Namespace(width=3, layers=[AttributeDict(size=2)]))
+    state = {"pytorch-lightning_version": "2.6.6", "hyper_parameters": parameters}
+    torch.save({**state, "datamodule_hyper_parameters": {"batch_size": 8, "lr": 5}}, path)
+    expected = {"batch_size": 8, "lr": 0.1, "model": {"width": 3, "layers": [{"size": 2}]}}
+    assert formats.contents(path).hyperparameters == expected
 
 
 @OLD_TREESPEC
@@ -101,6 +127,15 @@ def test_safepoint_file_of_every_kind_lists_what_its_manifest_names(tmp_path: Pa
     assert {"all.keyed.Colour.RED", "all.keyed.torch.float32", "all.sparse COO.values"} <= set(paths)
     assert found.tree["all"]["enumeration"] == Opaque("kinds.Colour(1)")
     assert isinstance(found.tree["all"]["meta"], Tensor)
+
+
+def test_safepoint_file_with_an_absurd_shape_is_refused(tmp_path: Path) -> None:
+    """A manifest may say anything of a shape; nobody counts the elements of a million dimensions."""
+    path = tmp_path / "a.ckpt"
+    told = manifest.Tensor("a", "float32", (2,) * 1_000_000, 0)
+    files.write(path, files.manifest(storages=(manifest.Blob(4, "0" * 32),), tensors=(told,)), (4,))
+    with pytest.raises(NotACheckpointError, match="absurdly many dimensions"):
+        formats.contents(path)
 
 
 def test_safepoint_file_with_a_damaged_structure_says_so(tmp_path: Path) -> None:

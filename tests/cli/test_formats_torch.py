@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import os
 import random
+import struct
+import tracemalloc
 import warnings
 import zipfile
 from pathlib import Path
@@ -123,8 +125,16 @@ def test_torch_file_tells_step_epoch_metrics_and_hyperparameters(tmp_path: Path)
     assert found.tree["metrics"] == {"f1": 0.75, "name": "x"}
 
 
+def test_torch_file_with_a_table_of_numbers_has_no_metrics(tmp_path: Path) -> None:
+    """A hundred numbers at the top of a state may be metrics; more are something else."""
+    path = tmp_path / "a.pt"
+    for count, expected in ((100, 100), (101, 0)):
+        torch.save({f"m{index}": 0.5 for index in range(count)}, path)
+        assert len(formats.outline(path).metrics) == expected
+
+
 @pytest.mark.parametrize(
-    "state", [[1, torch.ones(2)], torch.ones(3), {}, 5, {"epoch": "three", "step": -1, "loss": 10**400}]
+    "state", [[1, torch.ones(2)], torch.ones(3), {}, 5, {"epoch": "three", "step": -1, "metrics": {"loss": 10**400}}]
 )
 def test_torch_file_of_any_state_is_told(tmp_path: Path, state: Any) -> None:
     """What is no dictionary, or has something else where a count would be, has no step and no metrics."""
@@ -165,6 +175,68 @@ def test_torch_file_that_is_compressed_is_refused(tmp_path: Path) -> None:
             packed.writestr(name, plain.read(name))
     with pytest.raises(NotACheckpointError, match=f"^{path}: .*compressed.*zip -0"):
         formats.contents(path)
+
+
+def rewritten(path: Path, data: bytes, told: str) -> None:
+    """Assert that a file of this content is refused, and why."""
+    path.write_bytes(data)
+    with pytest.raises(NotACheckpointError, match=f"^{path}: .*{told}"):
+        formats.contents(path)
+
+
+def test_torch_file_whose_directory_lies_is_refused(tmp_path: Path, small: bytes) -> None:
+    """Every record must be where the directory says, within the file, and there once."""
+    path = tmp_path / "a.pt"
+    header, entry = small.index(b"a/data/0"), small.rindex(b"a/data/0")
+    moved = small[:header] + b"a/data/9" + small[header + 8 :]
+    rewritten(path, moved, "'data/0' is not where its directory says")
+    longer = (1 << 20).to_bytes(4, "little") * 2
+    rewritten(path, small[: entry - 26] + longer + small[entry - 18 :], "'data/0' reaches beyond the file")
+    rewritten(path, small.replace(b"a/data/1", b"a/data/0"), "two records called 'data/0'")
+
+
+def hollow(path: Path, size_bytes: int, *, has_pickle: bool) -> None:
+    """Write an archive that is mostly a hole: its one record, ``data.pkl``, or its directory."""
+    name = b"a/data.pkl"
+    header = struct.pack("<4s5H3I2H", b"PK\x03\x04", 0, 0, 0, 0, 0, 0, size_bytes, size_bytes, len(name), 0) + name
+    sizes = (0, size_bytes, size_bytes, len(name), *(0,) * 6)
+    entry = struct.pack("<4s6H3I5H2I", b"PK\x01\x02", *(0,) * 6, *sizes) + name
+    start = len(header) + size_bytes if has_pickle else len(header)
+    directory_bytes = len(entry) if has_pickle else size_bytes + len(entry)
+    end = struct.pack("<4s4H2IH", b"PK\x05\x06", 0, 0, 1, 1, directory_bytes, start, 0)
+    with path.open("wb") as file:
+        file.write(header)
+        file.seek(len(header) + size_bytes)
+        file.write(entry + end)
+
+
+@pytest.mark.parametrize(
+    ("has_pickle", "told"), [(True, r"'data\.pkl' is absurdly long"), (False, "its directory is absurdly")]
+)
+def test_torch_file_that_is_mostly_a_hole_is_refused_unread(tmp_path: Path, told: str, *, has_pickle: bool) -> None:
+    """A hole in a file costs its writer nothing, and is not read to be looked at."""
+    path = tmp_path / "a.pt"
+    hollow(path, 1 << 29, has_pickle=has_pickle)
+    tracemalloc.start()
+    with pytest.raises(NotACheckpointError, match=told):
+        formats.contents(path)
+    assert tracemalloc.get_traced_memory()[1] < 64 << 20
+    tracemalloc.stop()
+
+
+def test_torch_file_of_more_than_four_gigabytes_is_read(tmp_path: Path) -> None:
+    """Offsets that need 64 bits stand in another place of the directory."""
+    path, value = tmp_path / "a.pt", torch.arange(4.0)
+    torch.save({"a": value}, tmp_path / "small.pt")
+    with zipfile.ZipFile(tmp_path / "small.pt") as small, zipfile.ZipFile(path, "w") as large:
+        names = small.namelist()
+        large.writestr(names[0], small.read(names[0]))
+        large.start_dir = 5 << 30
+        for name in names[1:]:
+            large.writestr(name, small.read(name))
+    (tensor,) = formats.contents(path).tensors
+    assert tensor.parts[0].storage.offset > 5 << 30
+    assert raw(tensor) == expected(value)
 
 
 def test_what_is_no_checkpoint_is_named(tmp_path: Path) -> None:

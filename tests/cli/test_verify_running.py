@@ -16,11 +16,16 @@ from commands import COMMAND, environment, on_terminal, safepoint
 
 @pytest.fixture(scope="module")
 def many(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a directory of 400 names of one file of 16 MiB: much to read, and little on the disk."""
+    """Return a directory of 400 files of 16 MiB: much to read, and little on the disk, as they are holes."""
     directory = tmp_path_factory.mktemp("many")
-    torch.save({"weight": torch.rand(1 << 22)}, directory / "000.pt")
-    for index in range(1, 400):
-        (directory / f"{index:03}.pt").hardlink_to(directory / "000.pt")
+    torch.save({"weight": torch.zeros(1 << 22)}, directory / "000.pt")
+    data = (directory / "000.pt").read_bytes()
+    at = data.index(bytes(1 << 24))
+    for index in range(400):
+        with (directory / f"{index:03}.pt").open("wb") as file:
+            file.write(data[:at])
+            file.seek(1 << 24, os.SEEK_CUR)
+            file.write(data[at + (1 << 24) :])
     return directory
 
 

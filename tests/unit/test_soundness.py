@@ -16,7 +16,7 @@ import torch.distributed.checkpoint as dcp
 from nets import Net, save
 
 from safepoint import soundness
-from safepoint.checks import check_all
+from safepoint.checks import check_all, total_bytes
 from safepoint.formats import files
 from safepoint.soundness import checked
 
@@ -142,8 +142,11 @@ def test_check_knows_a_file_that_is_missing_from_one_that_is_gone(tmp_path: Path
 
 def test_checks_that_nobody_waits_for_end(tmp_path: Path) -> None:
     """Whoever has seen enough closes the iterator, and nothing goes on behind it."""
-    torch.save({"a": torch.zeros(1 << 22)}, tmp_path / "a.pt")
-    checks = check_all([tmp_path / "a.pt"] * 2000, 2, lambda _: None)
+    paths = [tmp_path / f"{index}.pt" for index in range(2000)]
+    torch.save({"a": torch.zeros(1 << 22)}, paths[0])
+    for each in paths[1:]:
+        each.touch()
+    checks = check_all(paths, 2, lambda _: None)
     assert next(checks) is not None
     checks.close()
 
@@ -153,9 +156,21 @@ def test_checks_tell_how_far_they_have_come(path: Path, tmp_path: Path) -> None:
     torch.save({"a": torch.zeros(1 << 22)}, tmp_path / "b.pt")
     (tmp_path / "half.pt").write_bytes(path.read_bytes()[:500])
     counted: list[int] = []
-    paths = [path, tmp_path / "b.pt", tmp_path / "half.pt"] * 5
+    paths = [path, tmp_path / "b.pt", tmp_path / "half.pt"]
     list(check_all(paths, 2, counted.append))
     assert sum(counted) == sum(map(soundness.size_of, paths))
+
+
+def test_checks_read_once_what_has_several_names(path: Path, tmp_path: Path) -> None:
+    """A further name, or a link, gets the same answer, and adds no bytes."""
+    path.write_bytes(path.read_bytes()[:-3])
+    (tmp_path / "b.pt").hardlink_to(path)
+    (tmp_path / "c.pt").symlink_to(path)
+    paths = [tmp_path / "c.pt", path, tmp_path / "b.pt"]
+    counted: list[int] = []
+    found = list(check_all(paths, 2, counted.append))
+    assert [finding and (finding.path, finding.verdict) for finding in found] == [(each, "damaged") for each in paths]
+    assert sum(counted) == total_bytes(paths) == path.stat().st_size
 
 
 def test_check_never_opens_what_is_no_file(tmp_path: Path) -> None:

@@ -117,13 +117,12 @@ def _listing(entries: Sequence[Entry], surveys: Sequence[Survey], *, removed: bo
 
 def _findings(entries: Sequence[Entry]) -> dict[Path, Finding]:
     """Read every byte of ``entries``; what is not found any more is left out."""
-    from safepoint.checks import check_all
+    from safepoint.checks import check_all, total_bytes
     from safepoint.cli.bar import bar
-    from safepoint.soundness import size_of
 
     paths = [entry.path for entry in entries]
     with (
-        bar("verifying", sum(map(size_of, paths))) as advance,
+        bar("verifying", total_bytes(paths)) as advance,
         contextlib.closing(check_all(paths, os.cpu_count() or 1, advance)) as checks,
     ):
         return {finding.path: finding for finding in filter(None, checks)}

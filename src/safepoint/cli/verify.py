@@ -27,12 +27,14 @@ _UNSOUND: dict[Verdict, str] = {"damaged": "not sound", "not checkable": "cannot
 
 def verify(
     paths: Annotated[
-        list[Path], typer.Argument(metavar="PATH...", help="Checkpoints, or directories of them.", show_default=False)
+        list[Path], typer.Argument(metavar="PATH", help="Checkpoints, or directories of them.", show_default=False)
     ],
     *,
     jobs: Annotated[
         int | None,
-        typer.Option("--jobs", metavar="N", min=1, help="How many are read at once.", show_default="one a processor"),
+        typer.Option(
+            "--jobs", metavar="N", min=1, help="How many are read at once; if not given, one a processor, 8 at most."
+        ),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document: safepoint.verify/1.")] = False,
 ) -> None:
@@ -46,7 +48,7 @@ def verify(
 
     A file that begins as a checkpoint, or is called one (.ckpt, .safetensors, .distcp, .pt, .pth), and is not whole
     counts as damaged; any other file is no checkpoint, and so cannot be checked, like the torch.save format of before
-    torch 1.6.
+    torch 1.6. What has several names is read once.
 
     EXIT STATUS: 0 if all are sound; 1 if one is damaged or cut off; 2 if none is, but one cannot be checked: it is not
     there, may not be read, or is no checkpoint, or a directory holds none.
@@ -82,13 +84,11 @@ def _found(path: Path) -> Iterator[Path]:
 
 def _checked(paths: list[Path], jobs: int, *, is_silent: bool) -> list[Finding]:
     """Check ``paths``, print each as soon as it and those before it are done, and return what was found."""
-    from safepoint.checks import check_all
+    from safepoint.checks import check_all, total_bytes
     from safepoint.cli.bar import bar
-    from safepoint.soundness import size_of
 
     findings: list[Finding] = []
-    total_bytes = sum(map(size_of, paths))
-    with bar("verifying", total_bytes) as shown, contextlib.closing(check_all(paths, jobs, shown)) as checks:
+    with bar("verifying", total_bytes(paths)) as shown, contextlib.closing(check_all(paths, jobs, shown)) as checks:
         for finding in filter(None, checks):  # None: a running job has removed it
             findings.append(finding)
             if not is_silent or finding.verdict == "not checkable":

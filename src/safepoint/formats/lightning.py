@@ -23,28 +23,30 @@ def is_lightning(tree: Any) -> bool:
 
 
 def metrics(tree: Mapping[Any, Any], path: Path) -> Metrics:
-    """Return what the ``ModelCheckpoint`` callbacks say of the file's monitored metric.
+    """Return what the ``ModelCheckpoint`` callbacks say of the file's monitored metrics.
 
-    A callback's list of the best names files with their metrics. A file that is not on it, as one that was renamed, has
-    the metric that the callback saw last; but not one that is called ``last``, which may have been saved later.
+    A callback's list of the best names files with their metrics: where one names this file, the others' last metrics
+    may be another's. A file that is on no list, as one that was renamed, has the metric that each callback saw last;
+    but not one that is called ``last``, which may have been saved later.
 
     Raises:
         OSError: a metric that is a tensor cannot be read.
 
     """
-    found: dict[str, float] = {}
-    for state in _callbacks(tree):
-        monitor, best = state.get("monitor"), state.get("best_k_models")
-        if not isinstance(monitor, str):
-            continue
-        listed = best if isinstance(best, dict) else {}
-        values = [value for name, value in listed.items() if isinstance(name, str) and Path(name).name == path.name]
-        if not values and not path.name.startswith(_LAST):
-            values = [state.get("current_score")]
-        measured = next(map(number, values), None)
-        if measured is not None:
-            found.setdefault(monitor, measured)
-    return found
+    monitored = [(state["monitor"], state) for state in _callbacks(tree) if isinstance(state.get("monitor"), str)]
+    found = [(monitor, _listed(state, path.name)) for monitor, state in monitored]
+    if all(measured is None for _, measured in found) and not path.name.startswith(_LAST):
+        found = [(monitor, number(state.get("current_score"))) for monitor, state in monitored]
+    return {monitor: measured for monitor, measured in reversed(found) if measured is not None}
+
+
+def _listed(state: Mapping[Any, Any], name: str) -> float | None:
+    """Return the metric that a callback's list of the best has for a file called ``name``."""
+    best = state.get("best_k_models")
+    for listed, measured in best.items() if isinstance(best, dict) else ():
+        if isinstance(listed, str) and Path(listed).name == name:
+            return number(measured)
+    return None
 
 
 def _callbacks(tree: Mapping[Any, Any]) -> Iterator[Mapping[Any, Any]]:

@@ -143,8 +143,8 @@ def _reconstructed(_: Calls, kind: Global, *__: Any) -> Any:
 
 
 @_of("numpy._core.numeric._frombuffer", "numpy.core.numeric._frombuffer")
-def _array(_: Calls, *__: Any) -> Any:
-    return Object("numpy.ndarray")
+def _array(_: Calls, *arguments: Any) -> Any:
+    return Object("numpy.ndarray", arguments)
 
 
 @_of(*(f"pathlib.{kind}Path" for kind in ("", "Pure", "Posix", "PurePosix", "Windows", "PureWindows")))
@@ -223,7 +223,8 @@ def _dtype(dtype: Any) -> str:
 def _quantised(_: Calls, stored: Stored, offset: Any, shape: Any, strides: Any, scheme: Any, __: Any, ___: Any) -> Any:
     made = _on(stored, stored.dtype, (offset, shape, strides))
     inner = {"data": Array(made.dtype, made.shape, made.part), "scheme": scheme}
-    return Array(made.dtype, made.shape, None, "quantised", inner)
+    numbers = ", ".join(str(number) for number in scheme if type(number) in (int, float))
+    return Array(made.dtype, made.shape, None, f"quantised ({numbers})", inner)
 
 
 @_of("torch._utils._rebuild_parameter")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -49,10 +50,11 @@ def contents(path: Path) -> Contents:
             Storage(path, entry.data_offset, entry.size_bytes, blob.digest)
             for entry, blob in zip(checkpoint.layout.storages, manifest.storages, strict=True)
         ]
+        told = [_tensor(tensor, storages) for tensor in manifest.tensors]
         state = _state(checkpoint, storages)
         return Contents(
             _outline(path, checkpoint.size_bytes, manifest),
-            _tensors([_tensor(told, storages) for told in manifest.tensors], state.tensors),
+            _tensors(told, state.tensors),
             state.tree,
             lightning.hyperparameters(state.tree),
             manifest.producer,
@@ -76,13 +78,18 @@ def _tensors(told: Sequence[Tensor], found: Sequence[Tensor]) -> tuple[Tensor, .
     """Return the tensors that were ``found`` in the state, those as the manifest has ``told`` of them.
 
     It names every plain tensor. The others (sparse ones, or within an object) are found in the state alone; where a key
-    has another spelling there, as that of an enumeration, it is the place that is the same.
+    has another spelling there, as that of an enumeration, or several are spelled alike, as "a.b" and "b" within "a", it
+    is the place that is the same.
     """
-    by_path = {tensor.path: tensor for tensor in told}
-    spelled_alike = {tensor.path for tensor in found}
-    otherwise = {_place(tensor): tensor for tensor in told if tensor.path not in spelled_alike}
-    known = [by_path.get(tensor.path) or otherwise.get(_place(tensor), tensor) for tensor in found]
-    return tuple({**{tensor.path: tensor for tensor in known}, **by_path}.values())
+    counts = Counter(tensor.path for tensor in (*told, *found))
+    alike = {tensor.path: tensor for tensor in told if counts[tensor.path] == 2}  # noqa: PLR2004 - one on each side
+    there = {(tensor.path, _place(tensor)): tensor for tensor in told}
+    otherwise = {_place(tensor): tensor for tensor in told if counts[tensor.path] == 1}
+    known = [
+        alike.get(tensor.path) or there.get((tensor.path, _place(tensor))) or otherwise.get(_place(tensor), tensor)
+        for tensor in found
+    ]
+    return tuple({id(tensor): tensor for tensor in (*known, *told)}.values())
 
 
 def _place(tensor: Tensor) -> tuple[Any, ...]:

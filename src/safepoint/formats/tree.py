@@ -118,8 +118,8 @@ class _Planting:
         if made.name == FROZEN_SET and made.arguments and type(made.arguments[0]) is list:
             return _set(made.arguments[0])
         arguments = self.sequence(made.arguments if type(made.arguments) is tuple else (made.arguments,))
-        self.mapping(attributes(made))
-        return contents.Opaque(_label(made.name, arguments))
+        inner = {**dict(enumerate(arguments)), **self.mapping(attributes(made)), **self.mapping(_rest(made.state))}
+        return contents.Opaque(_label(made.name, arguments), inner)
 
     # Tensors.
 
@@ -151,6 +151,12 @@ _PLANTERS: dict[type, Any] = {
     set: lambda _, made: _set(made),
     Object: _Planting.object,
 }
+
+
+def _rest(state: Any) -> dict[str, Any]:
+    """Return what the state of an object tells besides attributes, by the places where it does."""
+    parts = state if type(state) is tuple else () if state is None else (state,)
+    return {f"state {index}": part for index, part in enumerate(parts) if type(part) is not dict}
 
 
 def _set(items: Any) -> set[Any]:

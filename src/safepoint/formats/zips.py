@@ -18,9 +18,16 @@ DIRECTORY_LIMIT_BYTES = 256 << 20
 _CENTRAL = struct.Struct("<4s6H3I5H2I")
 _LOCAL = struct.Struct("<4s5H3I2H")
 _FIELD = struct.Struct("<2H")
+_END = struct.Struct("<4s4H2IH")
+_END64 = struct.Struct("<4sQ2H2I4Q")
+_LOCATOR = struct.Struct("<4sIQI")
 _ZIP64 = 1
+_UINT16_MAX = 0xFFFF
 _UINT32_MAX = 0xFFFFFFFF
-_ENCRYPTED = 1
+_UNREADABLE_FLAGS = 0x2061
+"""Encrypted in one of three ways, or a patch: what torch refuses to read."""
+_DIRECTORY = 0x10
+"""Said of a record, it has torch load whatever was in memory in its place."""
 
 
 class Record(NamedTuple):
@@ -49,6 +56,7 @@ class Archive:
         if end - self._directory_offset > DIRECTORY_LIMIT_BYTES:
             raise NotACheckpointError("its directory is absurdly long")
         listed = _listed(source.read(self._directory_offset, end - self._directory_offset))
+        _check_end(source, len(listed), self._directory_offset, end)
         self.root = listed[0].name.partition("/")[0] + "/" if listed else ""
         self.records: dict[str, Record] = {}
         for record in listed:
@@ -103,6 +111,23 @@ class Archive:
         return any(record.crc for record in self.records.values())
 
 
+def _check_end(source: Source, count: int, start: int, end: int) -> None:
+    """Refuse end records that do not tell of ``count`` entries from ``start`` to ``end``: torch believes them."""
+    tail = source.read(end, source.size_bytes - end)
+    told = count, count, end - start, start
+    longer = _END64.size + _LOCATOR.size if tail.startswith(b"PK\x06\x06") else 0
+    if longer:
+        _, own_bytes, _, _, *long = _END64.unpack_from(tail)
+        _, *locator = _LOCATOR.unpack_from(tail, _END64.size)
+        if (own_bytes, *long, *locator) != (_END64.size - 12, 0, 0, *told, 0, end, 1):
+            raise NotACheckpointError("no whole zip archive (its long end records are damaged)")
+    _, disk, first_disk, *short, _ = _END.unpack_from(tail, longer)
+    limits = (_UINT16_MAX, _UINT16_MAX, _UINT32_MAX, _UINT32_MAX)
+    is_so = all(found in {min(true, limit), limit} for found, true, limit in zip(short, told, limits, strict=True))
+    if disk or first_disk or not is_so:
+        raise NotACheckpointError("no whole zip archive (its end record is damaged)")
+
+
 def _listed(directory: bytes) -> list[Record]:
     found: list[Record] = []
     at = 0
@@ -118,14 +143,14 @@ def _listed(directory: bytes) -> list[Record]:
 def _entry(directory: bytes, at: int) -> tuple[Record, int]:
     """Return the entry that begins at ``at``, and where the next one does; a struct.error if there is none."""
     signature, _, _, flags, method, _, _, crc, packed, size, *rest = _CENTRAL.unpack_from(directory, at)
-    name_bytes, extra_bytes, comment_bytes, _, _, _, offset = rest
+    name_bytes, extra_bytes, comment_bytes, disk, _, attributes, offset = rest
     start = at + _CENTRAL.size
     end = start + name_bytes + extra_bytes
-    if signature != b"PK\x01\x02" or end + comment_bytes > len(directory):
+    if signature != b"PK\x01\x02" or disk or attributes & _DIRECTORY or end + comment_bytes > len(directory):
         raise struct.error
     name = directory[start : start + name_bytes].decode("utf-8", "surrogateescape")
     size, packed, offset = _widened(directory[start + name_bytes : end], (size, packed, offset))
-    is_plain = not (method or flags & _ENCRYPTED) and size == packed
+    is_plain = not (method or flags & _UNREADABLE_FLAGS) and size == packed
     return Record(name, offset, size, crc, is_plain), end + comment_bytes
 
 

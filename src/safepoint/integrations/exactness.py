@@ -103,7 +103,7 @@ class Exactness:
                 "tally": {} if now.begins_epoch else tally.tally(trainer),
             }
         except (AttributeError, KeyError, TypeError) as error:  # of loops that are not quite those known here
-            self._tell(f"This checkpoint, and those that follow, cannot be resumed from exactly: {error!r}.")
+            self._tell(f"This checkpoint, and others like it, cannot be resumed from exactly: {error!r}.")
         ranks = _of_all_ranks(own, trainer)
         if None in ranks.values():
             return
