@@ -112,7 +112,7 @@ class Archive:
 
 
 def _check_end(source: Source, count: int, start: int, end: int) -> None:
-    """Refuse end records that do not tell of ``count`` entries from ``start`` to ``end``: torch believes them."""
+    """Refuse end records that do not tell of ``count`` entries from ``start`` to ``end``, as torch does."""
     tail = source.read(end, source.size_bytes - end)
     told = count, count, end - start, start
     longer = _END64.size + _LOCATOR.size if tail.startswith(b"PK\x06\x06") else 0
