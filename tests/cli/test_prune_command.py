@@ -354,6 +354,19 @@ def test_what_cannot_be_done_is_refused(tmp_path: Path, arguments: tuple[str, ..
     assert len(names(tmp_path / "run")) == 2
 
 
+@pytest.mark.parametrize("command", ["prune", "save-now", "report", "ls"])
+def test_variable_that_is_not_set_is_not_where_we_are(tmp_path: Path, command: str) -> None:
+    """``prune "$RUN"`` must not remove what lies here."""
+    filled(tmp_path, (1.0, 2.0))
+    arguments = ["--keep", "latest:1", "--yes"] if command == "prune" else []
+    done = subprocess.run(
+        [*PROGRAM[:-1], command, "", *arguments], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "an argument is empty" in done.stderr
+    assert len(names(tmp_path)) == 2
+
+
 @pytest.mark.parametrize(("answer", "status", "count"), [("y", 0, 1), ("n", 1, 3)])
 def test_person_is_asked(tmp_path: Path, answer: str, status: int, count: int) -> None:
     """At a terminal, after all is shown; without a yes, nothing goes."""
