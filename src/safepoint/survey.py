@@ -47,7 +47,7 @@ class Entry:
             return ""
         if fate is not None and not fate.kept and not record.pinned:
             return f"to be removed by its run: {fate.reason}"
-        told = "copied or renamed by hand: no policy touches it" if fate is None else fate.reason
+        told = "copied, renamed, or counted no more: no policy touches it" if fate is None else fate.reason
         return f"{'pinned' if record.pinned else told}{f'; not gone on from: {record.flaw}' if record.flaw else ''}"
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import gc
 import importlib.util
 import io
+import os
 import sys
 
 UNUSABLE = 2
@@ -22,6 +23,7 @@ def main() -> None:
 
     What a command cannot do for the input that it got (an error of Safepoint's, or the system's) ends in one line.
     """
+    _open_what_is_closed()
     missing = [name for name in ("typer", "rich") if importlib.util.find_spec(name) is None]
     if missing:
         sys.stderr.write(f"safepoint: the command line needs {' and '.join(missing)}: pip install 'safepoint[cli]'\n")
@@ -41,3 +43,11 @@ def main() -> None:
         subject = f"{error.filename}: " if error.filename else ""
         sys.stderr.write(f"safepoint: {in_line(subject + (error.strerror or str(error)))}\n")
     sys.exit(UNUSABLE)
+
+
+def _open_what_is_closed() -> None:
+    """Let the standard streams that whoever started us has closed lead to nothing, and no file get their numbers."""
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        if getattr(sys, name) is None:
+            place = os.open(os.devnull, os.O_RDWR)
+            setattr(sys, name, os.fdopen(place, "w" if number else "r", closefd=False))

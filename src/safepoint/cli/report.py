@@ -55,11 +55,14 @@ def report(
         output.fail(f"{directory} holds no checkpoint{_unreadable(page)}; give the directory of a run.")
     from safepoint.page.html import rendered
 
-    size_bytes = write(place, rendered(page))
+    try:
+        size_bytes = write(place, rendered(page))
+    except OSError as error:
+        output.fail(f"{out} cannot be written: {error.strerror or error}. Make room, or give another place with -o.")
     if as_json:
         _print_document(out, size_bytes, page)
     else:
-        counts = f"{page.kept:,} on disk, {page.removed:,} removed"
+        counts = f"{page.kept:,} on disk, {page.removed:,}{' or more' if page.forgets else ''} removed"
         output.line(f"{out}: {counts}; {output.size(size_bytes)}, for any browser")
 
 
