@@ -9,6 +9,7 @@ import gc
 import importlib.util
 import io
 import os
+import signal
 import sys
 
 UNUSABLE = 2
@@ -21,8 +22,10 @@ _OBJECTS = 100_000
 def main() -> None:
     """Run the command line; say what to install if its libraries are missing.
 
-    What a command cannot do for the input that it got (an error of Safepoint's, or the system's) ends in one line.
+    What a command cannot do for the input that it got (an error of Safepoint's, or the system's) ends in one line. When
+    nobody reads on (``| head -1``), it ends by SIGPIPE as others do: an exit code would be taken for an answer.
     """
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)
     _open_what_is_closed()
     missing = [name for name in ("typer", "rich") if importlib.util.find_spec(name) is None]
     if missing:
