@@ -79,7 +79,7 @@ def _of_one_there(place: Place) -> Explanation:
     size_bytes = place.path.stat().st_size
     record = place.summary.record(place.path, size_bytes)
     if place.record is None:
-        why = "copied, or renamed by hand: its run knows no checkpoint of that name, and no policy touches it"
+        why = "copied or renamed: its run knows no checkpoint of that name, and no policy touches it"
         return Explanation(place.path, Answer.UNTOUCHED, why, (), _outline(record), record.reasons)
     catalog = Catalog.of(place.directory, below=place.record.parent != place.directory)
     record = next((found for found in catalog.records if found.path == place.record), record)
@@ -94,7 +94,7 @@ def _verdict(catalog: Catalog, place: Place, record: Record) -> tuple[Answer, st
     if record.pinned:
         return Answer.PINNED, f"pinned, {_by_whom(record)}: no policy removes it", (_without_pin(fate, place.shown),)
     if fate is None:
-        why = "its run does not count it, as it was saved beside its policy: no policy touches it"
+        why = "its run counts it no more, or never did: no policy touches it"
         return Answer.UNTOUCHED, why, ()
     if not fate.kept:
         newest = _newest(catalog, record.run)

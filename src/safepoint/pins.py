@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass
-from pathlib import PurePosixPath
 from typing import Annotated, Literal
 
 import msgspec
@@ -51,8 +50,8 @@ _ILLEGIBLE = Pin("", 0, 0.0, is_legible=False)
 
 def name_of(name: str) -> str:
     """Return the name of the pin of the checkpoint ``name``; both are relative, with ``/`` between parts."""
-    path = PurePosixPath(name)
-    return path.with_name(f".{path.name}{PIN_SUFFIX}").as_posix()
+    directory, slash, last = name.rpartition("/")
+    return f"{directory}{slash}.{last}{PIN_SUFFIX}"
 
 
 def read(store: Store, name: str) -> Pin | None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import importlib.metadata
 import math
+import os
 import platform
 import sys
 import time
@@ -365,9 +366,8 @@ class Pipeline:
 
     def verdict(self, record: Record, ledger: Ledger) -> bool | None:
         """Return whether ``record`` of ``ledger`` is pinned, as somebody has said since; ``None`` if nobody has."""
-        if not record.path.is_relative_to(self.directory):
-            return None
-        pin = pins.read(self._store, self.name_of(record))
+        path, place = str(record.path), os.path.join(self.directory, "")
+        pin = pins.read(self._store, path[len(place) :]) if path.startswith(place) else None
         return None if pin is None else pin.verdict(record.run, self._times(record, ledger))
 
     def _record(self, part: Part, snapshot: Snapshot) -> Record:

@@ -1,19 +1,20 @@
 """Remove what a policy does not keep of runs that nobody goes on with: what would go, and what has gone.
 
-Each run by itself, and of each only what it wrote itself under the names that there are; never its newest, nor what is
-pinned. While something is removed, nobody else can go on with the run. Reads manifests; knows no command.
+Each run by itself, and of each only what it wrote itself under the names that there are; never its newest that is
+sound, nor what is pinned. While something is removed, nobody else can go on with the run. Reads manifests, and all of
+that newest; knows no command.
 """
 
 from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
-from safepoint import claim, removal
+from safepoint import claim, reader, removal
 from safepoint.catalog import Catalog
 from safepoint.errors import MissingMetricError, RunAliveError
 from safepoint.keep import Best, PreservationPolicy
@@ -21,6 +22,9 @@ from safepoint.ledger import plan_retention
 from safepoint.records import ANOTHER_NAME, Record
 from safepoint.removal import Left, Removal
 from safepoint.stores.local import LocalStore
+
+Verify = Callable[[Path], Sequence[str]]
+"""Returns the problems of the checkpoint at a path; may raise an OSError."""
 
 _LEFT = {Left.PINNED: "it was pinned meanwhile", Left.ANOTHERS: "another checkpoint has its name by now"}
 
@@ -48,6 +52,7 @@ class Pruning:
     goes: tuple[Saved, ...]
     frees_bytes: int
     untouched: Mapping[Path, str]
+    damaged: frozenset[Path]
     living: tuple[Path, ...]
 
 
@@ -61,8 +66,10 @@ class Pruned:
     freed_bytes: int
 
 
-def plan(directory: Path, policy: PreservationPolicy, asked: str) -> Pruning:
+def plan(directory: Path, policy: PreservationPolicy, asked: str, verify: Verify = reader.verify) -> Pruning:
     """Return what ``policy``, as ``asked`` for in words, makes of what is in ``directory``.
+
+    Where something would go, the newest of its run is read: if that is damaged, it counts for nothing.
 
     Raises:
         MissingMetricError: no checkpoint of a run has a metric that it ranks by; names those that there are.
@@ -72,18 +79,27 @@ def plan(directory: Path, policy: PreservationPolicy, asked: str) -> Pruning:
     catalog = Catalog.of(directory)
     stays: list[Saved] = []
     goes: list[Saved] = []
+    damaged: dict[Path, str] = {}
+    living: list[Path] = []
     for run in catalog.runs():
         kept, gone = _plan_of(catalog, run, policy, asked)
+        held = claim.held_elsewhere(catalog, run) if gone else None
+        if held is not None:
+            living.append(held)
+        else:
+            while gone and (unsound := _damage_of_newest(kept, verify)):
+                damaged |= unsound
+                kept, gone = _plan_of(catalog, run, policy, asked, damaged.keys())
         stays += kept
         goes += gone
-    living = (claim.held_elsewhere(catalog, run) for run in dict.fromkeys(saved.record.run for saved in goes))
     return Pruning(
         directory,
         tuple(sorted(stays, key=_age)),
         tuple(sorted(goes, key=_age)),
         _bytes_of(goes),
-        _untouched(catalog, (*stays, *goes)),
-        tuple(path for path in living if path is not None),
+        dict(sorted({**_untouched(catalog, (*stays, *goes)), **damaged}.items())),
+        frozenset(damaged),
+        tuple(living),
     )
 
 
@@ -97,7 +113,7 @@ def carry_out(pruning: Pruning, policy: PreservationPolicy, asked: str) -> Prune
     wanted: dict[str, list[Saved]] = {}
     for saved in pruning.goes:
         wanted.setdefault(saved.record.run, []).append(saved)
-    done = [_pruned(pruning.directory, run, own, policy, asked) for run, own in wanted.items()]
+    done = [_pruned(pruning, run, own, policy, asked) for run, own in wanted.items()]
     removed = tuple(sorted((saved for each in done for saved in each.removed), key=_age))
     left = {path: why for each in done for path, why in each.left.items()}
     failed = {path: why for each in done for path, why in each.failed.items()}
@@ -109,10 +125,10 @@ def _age(saved: Saved) -> float:
 
 
 def _plan_of(
-    catalog: Catalog, run: str, policy: PreservationPolicy, asked: str
+    catalog: Catalog, run: str, policy: PreservationPolicy, asked: str, without: Collection[Path] = ()
 ) -> tuple[tuple[Saved, ...], tuple[Saved, ...]]:
-    """Return what stays and what goes of ``run``."""
-    saved = tuple(_saved_by(catalog, run))
+    """Return what stays and what goes of ``run``, as if what is to be ``without`` were not there."""
+    saved = tuple(each for each in _saved_by(catalog, run) if each.record.path not in without)
     records = [each.record for each in saved]
     found = plan_retention(policy, records, protected=_linked_by_hand(catalog, saved))
     if found.remove:
@@ -122,6 +138,18 @@ def _plan_of(
         replace(each, reason=reason) for each in saved if (reason := found.remove.get(each.record.path)) is not None
     )
     return tuple(stays), tuple(goes)
+
+
+def _damage_of_newest(kept: Sequence[Saved], verify: Verify) -> dict[Path, str]:
+    """Return the names of the newest of ``kept`` that no exception left, each with what is wrong, if something is."""
+    newest = next((saved for saved in reversed(kept) if not saved.record.emergency), None)
+    if newest is None:
+        return {}
+    try:
+        problem = next(iter(verify(newest.record.path)), "")
+    except OSError as error:
+        problem = error.strerror or str(error)
+    return dict.fromkeys(newest.names, f"not sound, and counts for nothing: {problem}") if problem else {}
 
 
 def _saved_by(catalog: Catalog, run: str) -> Iterator[Saved]:
@@ -138,9 +166,15 @@ def _saved_by(catalog: Catalog, run: str) -> Iterator[Saved]:
 def _linked_by_hand(catalog: Catalog, saved: Sequence[Saved]) -> dict[Path, str]:
     """Return what a symbolic link that somebody made shows, with that: it would lead to nothing."""
     names = {os.path.realpath(name): each.record.path for each in saved for name in each.names}
-    links = (r.path for r in catalog.records if r.path not in catalog.fates and r.path.is_symlink())
+    links = (link for link in _links_in(catalog.directory) if link not in catalog.fates)
     shown = ((link, names.get(os.path.realpath(link))) for link in links)
     return {path: f"{link} is a link to it" for link, path in shown if path is not None}
+
+
+def _links_in(directory: Path) -> Iterator[Path]:
+    """Yield the symbolic links in ``directory`` and below, whatever they are called."""
+    for place, _, names in os.walk(directory):
+        yield from (path for name in names if (path := Path(place, name)).is_symlink())
 
 
 def _check_metrics(policy: PreservationPolicy, records: Sequence[Record], asked: str) -> None:
@@ -186,13 +220,13 @@ def _status(name: Path) -> os.stat_result | None:
         return None
 
 
-def _pruned(directory: Path, run: str, wanted: Sequence[Saved], policy: PreservationPolicy, asked: str) -> Pruned:
+def _pruned(pruning: Pruning, run: str, wanted: Sequence[Saved], policy: PreservationPolicy, asked: str) -> Pruned:
     """Remove what is ``wanted`` of ``run``, which is held for that time, as far as it goes by now."""
-    store = LocalStore(directory)
+    store = LocalStore(pruning.directory)
     shown = {(saved.record.path, saved.record.time) for saved in wanted}
     try:
-        catalog = claim.claimed(directory, partial(_newest, run), partial(_holds, store))
-        _, goes = _plan_of(catalog, run, policy, asked)
+        catalog = claim.claimed(pruning.directory, partial(_newest, run), partial(_holds, store))
+        _, goes = _plan_of(catalog, run, policy, asked, pruning.damaged)
         still = {(saved.record.path, saved.record.time): saved for saved in goes}
         left = {path: "it stays, as things are by now" for path, time in shown if (path, time) not in still}
         return _removed(store, [saved for key, saved in still.items() if key in shown], left)

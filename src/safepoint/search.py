@@ -1,7 +1,8 @@
 """Where in a tree of files checkpoints may be, told by names and first bytes; what is in them is for others to read.
 
 A directory that is one checkpoint (``torch.distributed.checkpoint``'s, a Hugging Face ``checkpoint-*``) is found as one
-and not looked into. Many files are called ``.bin`` or ``.pt``: those are found that begin as torch begins its own.
+and not looked into. Many files are called ``.bin`` or ``.pt``: those are found that begin as torch begins its own, or
+end so and begin damaged.
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ _NOTHING_BELOW = (*_NOTHING_THERE, errno.EACCES, errno.EPERM, errno.ENAMETOOLONG
 _SAFETENSORS = ".safetensors"
 _TORCHS_AND_OTHERS = (".pt", ".pth", ".bin")
 _ZIP = b"PK\x03\x04"
+_ZIPS_END, _ZIPS_END_BYTES = b"PK\x05\x06", 22
+_ZEROS = bytes(4)  # what a crash leaves of a file whose bytes were not yet on disk
 _LEGACY = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # torch's magic number, pickled: before 1.6
 _PICKLE = b"\x80"
 _SHARD = ".distcp"
@@ -110,14 +113,19 @@ def _may_be_one(entry: os.DirEntry[str]) -> bool:
             return not entry.name.endswith(".bin")
     except OSError:
         return False
-    return _begins_with(Path(entry.path), (_ZIP, _LEGACY))
+    others = () if entry.name.endswith(".bin") else (_ZEROS,)
+    return _begins_with(Path(entry.path), (_ZIP, _LEGACY, *others), _ZIPS_END)
 
 
-def _begins_with(path: Path, beginnings: tuple[bytes, ...]) -> bool:
+def _begins_with(path: Path, beginnings: tuple[bytes, ...], end: bytes | None = None) -> bool:
+    """Tell whether a file begins with one of ``beginnings``, or its last ``_ZIPS_END_BYTES`` with ``end``."""
     try:
         descriptor = archive.open_regular(path)
         try:
-            return os.pread(descriptor, max(map(len, beginnings)), 0).startswith(beginnings)
+            if os.pread(descriptor, max(map(len, beginnings)), 0).startswith(beginnings):
+                return True
+            last = os.fstat(descriptor).st_size - _ZIPS_END_BYTES
+            return end is not None and last > 0 and os.pread(descriptor, len(end), last) == end
         finally:
             os.close(descriptor)
     except (OSError, CheckpointError):

@@ -126,11 +126,11 @@ def _of_files(path: Path, on_bytes: OnBytes) -> Finding:
 def _of_shards(path: Path, on_bytes: OnBytes) -> Finding:
     """Check the archives in the files of a checkpoint of ``torch.distributed.checkpoint``'s."""
     try:
-        archives = distributed.archives(path)
+        archives, others = distributed.archives(path)
     except CheckpointError:
         return Finding(path, "damaged")  # why, was told before
     problems: list[str] = []
-    without: list[Path] = []
+    without = [Path(file) for file in others]
     for file, places in sorted(archives.items()):
         with opened(path / file) as descriptor:
             found, has_crcs = _of_shard(descriptor, places, on_bytes)

@@ -47,7 +47,7 @@ class Entry:
             return ""
         if fate is not None and not fate.kept and not record.pinned:
             return f"to be removed by its run: {fate.reason}"
-        told = "copied or renamed by hand: no policy touches it" if fate is None else fate.reason
+        told = "copied, renamed, or counted no more: no policy touches it" if fate is None else fate.reason
         return f"{'pinned' if record.pinned else told}{f'; not gone on from: {record.flaw}' if record.flaw else ''}"
 
 
@@ -154,6 +154,8 @@ def _runs(catalog: Catalog) -> dict[Path, Catalog]:
     while by_parent:
         parent = min(by_parent)
         directory, records = Path(parent), by_parent.pop(parent)
+        if directory in found:  # its runs do not count them
+            continue
         run = catalog.part(directory, records)
         if not run.fates and (directory := _saved_into(records[-1])) != Path(parent):
             inside = [place for place in by_parent if place.startswith(os.path.join(directory, ""))]

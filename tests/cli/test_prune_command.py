@@ -21,6 +21,7 @@ from invariants import whole_checkpoints
 from loop import Training
 from models import FRAMEWORKS, NOT_EMPTY, OLD_TREESPEC, fit
 from pinned import pin
+from spoil import Sample, flipped
 
 from safepoint import Checkpointer, keep, keep_words, prune, when
 from safepoint.catalog import Catalog
@@ -220,6 +221,43 @@ def test_what_a_symbolic_link_shows_stays(tmp_path: Path) -> None:
     assert names(tmp_path) == [paths[0].name, paths[5].name, "paper.ckpt"]
 
 
+def test_link_of_any_name_keeps_what_it_shows(tmp_path: Path) -> None:
+    """Nobody has to call it a checkpoint, nor to put it beside one."""
+    paths = filled(tmp_path)
+    (tmp_path / "best").symlink_to(paths[0].name)
+    (tmp_path / "paper").mkdir()
+    (tmp_path / "paper" / "table-1").symlink_to(paths[2])
+    assert run(tmp_path, "--keep", "latest:1", "--yes").returncode == 0
+    assert sorted(os.listdir(tmp_path)) == ["best", *(paths[place].name for place in (0, 2, 5)), "paper"]
+
+
+def spoil(path: Path) -> None:
+    """Let one bit of the weights at ``path`` be another."""
+    sample = Sample.of(path)
+    path.write_bytes(flipped(sample.data, sample.layout.storages[0].data_offset, 0))
+
+
+def test_sound_checkpoint_stays_where_the_newest_is_damaged(tmp_path: Path) -> None:
+    """The newest that is sound is the one that never goes; a damaged one counts for nothing, and is left."""
+    paths = filled(tmp_path)
+    spoil(paths[5])
+    spoil(paths[4])
+    shown = run(tmp_path, "--keep", "latest:1", "--dry-run").stdout
+    for path in paths[4:]:
+        assert f"not touched: {path.name}: not sound, and counts for nothing: tensor 'model." in shown
+    done = document(tmp_path, "--keep", "latest:1", "--yes")
+    assert answers(done) == {path.name: "removed" for path in paths[:3]} | {paths[3].name: "stays"}
+    assert sorted(os.listdir(tmp_path)) == [path.name for path in paths[3:]]
+
+
+def test_last_one_stays_however_damaged(tmp_path: Path) -> None:
+    """Where none is sound, nothing goes but what the policy lets go of those before."""
+    for path in (paths := filled(tmp_path, (1.0, 2.0))):
+        spoil(path)
+    assert "nothing goes: the only checkpoint stays" in run(tmp_path, "--keep", "latest:1", "--yes").stdout
+    assert sorted(os.listdir(tmp_path)) == [path.name for path in paths]
+
+
 @pytest.mark.filterwarnings("ignore:.* holds .* checkpoints of another run:RuntimeWarning")
 def test_each_run_is_pruned_by_itself(tmp_path: Path) -> None:
     """Of two in one directory, each keeps what the policy says of its own."""
@@ -314,6 +352,19 @@ def test_what_cannot_be_done_is_refused(tmp_path: Path, arguments: tuple[str, ..
     (tmp_path / "file").touch()
     assert said in refused(tmp_path / arguments[0], *arguments[1:])
     assert len(names(tmp_path / "run")) == 2
+
+
+@pytest.mark.parametrize("command", ["prune", "save-now", "report", "ls"])
+def test_variable_that_is_not_set_is_not_where_we_are(tmp_path: Path, command: str) -> None:
+    """``prune "$RUN"`` must not remove what lies here."""
+    filled(tmp_path, (1.0, 2.0))
+    arguments = ["--keep", "latest:1", "--yes"] if command == "prune" else []
+    done = subprocess.run(
+        [*PROGRAM[:-1], command, "", *arguments], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "an argument is empty" in done.stderr
+    assert len(names(tmp_path)) == 2
 
 
 @pytest.mark.parametrize(("answer", "status", "count"), [("y", 0, 1), ("n", 1, 3)])

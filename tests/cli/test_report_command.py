@@ -216,7 +216,7 @@ def test_report_is_whole_or_not_there(run: Path, tmp_path: Path) -> None:
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, 1 << 20)),
     )
     assert (done.returncode, done.stdout, len(done.stderr.splitlines())) == (2, "", 1)
-    assert "File too large" in done.stderr
+    assert f"{page} cannot be written: File too large" in done.stderr
     assert page.read_text() == f"{SIGN} an earlier one"
     assert os.listdir(page.parent) == ["page.html"]
 

@@ -9,14 +9,18 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import files
+import msgspec
 import plotly.graph_objects as go
 import pytest
 import torch
+from files import told
 from safetensors.torch import save_file
 
 from safepoint import Checkpointer, keep, when
 from safepoint.anatomy import folded, grown
 from safepoint.contents import Tensor
+from safepoint.manifest import HISTORY_LIMIT
 from safepoint.page import bars, charts, drift, heat, html
 from safepoint.page.data import Checkpoint, costs, extremes, metrics_of
 from safepoint.page.drift import layers_of
@@ -237,12 +241,42 @@ def test_metric_chart_has_each_value_once() -> None:
 
 
 def test_extremes_are_among_what_a_policy_would_rank() -> None:
-    """What was removed, what an exception left, what was measured elsewhere and what is no number is no extreme."""
+    """What was removed, what an exception left, what was measured elsewhere and NaN is no extreme; infinity is one."""
     found = extremes(checkpoints(), "m")
     assert found is not None
-    assert (found.lowest.name, found.highest.name) == ("2.ckpt", "5.ckpt")
+    assert (found.lowest.name, found.highest.name) == ("4.ckpt", "5.ckpt")
     assert extremes(checkpoints()[:1], "m") is None
     assert metrics_of(checkpoints()) == ["m", "n"]
+
+
+def removed_by(directory: Path, count: int) -> None:
+    """Have a run tell of ``count`` that it removed, and of one with a further name."""
+    history = [msgspec.structs.replace(told(f"{step}.ckpt", step), kept=False) for step in range(count)]
+    history += [
+        told("new.ckpt", count),
+        msgspec.structs.replace(told("last.ckpt", count), reason="another name of new.ckpt"),
+    ]
+    files.write(directory / "new.ckpt", files.manifest(step=count, time=1.5e9 + count, history=tuple(history)))
+    (directory / "last.ckpt").hardlink_to(directory / "new.ckpt")
+
+
+@pytest.mark.parametrize(("count", "forgets"), [(HISTORY_LIMIT - 1, False), (HISTORY_LIMIT, True)])
+def test_page_says_where_more_were_removed(tmp_path: Path, count: int, *, forgets: bool) -> None:
+    """A history has an end: its number is not that of all."""
+    removed_by(tmp_path, count)
+    found = page(tmp_path)
+    assert (found.removed, found.forgets) == (count, forgets)
+    assert ("<small>or more</small>" in html.rendered(found)) == forgets
+
+
+def test_further_name_is_no_checkpoint_of_its_own(tmp_path: Path) -> None:
+    """It moved nowhere, is not the newest, and is not missed when it is gone."""
+    removed_by(tmp_path, 1)
+    found = page(tmp_path)
+    assert found.newest is not None
+    assert (found.newest.checkpoint.name, found.drift) == ("new.ckpt", None)
+    (tmp_path / "last.ckpt").unlink()
+    assert page(tmp_path).removed == 1
 
 
 def test_costs_are_medians_and_sums() -> None:

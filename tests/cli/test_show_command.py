@@ -99,7 +99,7 @@ def test_show_says_what_would_become_of_a_copy(run: Path) -> None:
     (run / "mine.ckpt").write_bytes((run / "epoch=1-step=2.ckpt").read_bytes())
     (run / "second.ckpt").hardlink_to(run / "mine.ckpt")
     found = head(run / "mine.ckpt")
-    assert found["kept"] == "copied or renamed by hand: no policy touches it"
+    assert found["kept"] == "copied, renamed, or counted no more: no policy touches it"
     assert found["size"].endswith("the file has 2 names")
 
 

@@ -12,14 +12,16 @@ from pathlib import Path
 import msgspec
 import pytest
 import torch
+import torch.distributed.checkpoint as dcp
 from commands import safepoint
 from loop import Training
 from models import FRAMEWORKS, OLD_TREESPEC, fit
 from safetensors.torch import save_file
 from torch.serialization import set_crc32_options
 
-from safepoint import Checkpointer, formats, keep, when
+from safepoint import Checkpointer, formats, keep, soundness, when
 from safepoint.cli.documents import Verify
+from safepoint.formats import distributed
 
 SOUND = "sound: all match their CRC-32"
 STATE = {"model": {"weight": torch.arange(4096.0), "bias": torch.arange(5.0)}, "step": 3}
@@ -248,3 +250,44 @@ def test_verify_writes_out_what_a_terminal_would_obey(tmp_path: Path) -> None:
     assert result.returncode == 1
     assert "\x1b" not in result.stdout
     assert len(result.stdout.splitlines()) == 2
+
+
+def test_verify_finds_all_in_the_directory_of_an_archive_that_torch_stumbles_over(tmp_path: Path) -> None:
+    """Whatever bit is flipped there: torch refuses the file, loads other elements, or verify calls it sound rightly."""
+    tensor = torch.arange(40.0)
+    torch.save(tensor, tmp_path / "state.pt")
+    data = (tmp_path / "state.pt").read_bytes()
+    spoiled = tmp_path / "spoiled.pt"
+    for at in range(8 * data.index(b"PK\x01\x02"), 8 * len(data)):
+        copy = bytearray(data)
+        copy[at // 8] ^= 1 << at % 8
+        spoiled.write_bytes(copy)
+        if soundness.checked(spoiled).verdict != "sound":
+            continue
+        assert torch.equal(torch.load(spoiled, weights_only=True), tensor), at
+
+
+@pytest.mark.parametrize("size", [1, 4096], ids=["a byte", "a block"])
+def test_verify_finds_zeros_where_a_file_of_torchs_begins(saved: Path, tmp_path: Path, size: int) -> None:
+    """By its ending, or as what a crash leaves: a directory with such a file in it is not sound."""
+    whole = saved.read_bytes()
+    (tmp_path / "sound.pt").write_bytes(whole)
+    saved.write_bytes(bytes(size) + whole[size:])
+    for path in (saved, tmp_path):
+        result = safepoint("verify", path)
+        assert (result.returncode, f"{saved}: no checkpoint" in result.stdout) == (1, True)
+    saved.write_bytes(bytes(len(whole)))
+    assert safepoint("verify", tmp_path).returncode == 1
+
+
+@pytest.mark.filterwarnings("ignore:torch.distributed is disabled:UserWarning")
+def test_verify_finds_what_is_no_archive_among_shards(tmp_path: Path) -> None:
+    """A byte of its signature, and all of it: it is not taken for something that was stored in another way."""
+    dcp.save(STATE, checkpoint_id=tmp_path, no_dist=True)
+    shard = tmp_path / "__0_0.distcp"
+    whole = shard.read_bytes()
+    first_bytes = next(iter(distributed.archives(tmp_path)[0][shard.name]))[1]
+    for size in (1, first_bytes):
+        shard.write_bytes(bytes(size) + whole[size:])
+        result = safepoint("verify", tmp_path)
+        assert (result.returncode, f"{tmp_path}: __0_0.distcp: " in result.stdout) == (1, True)

@@ -14,6 +14,11 @@ from loop import Training
 
 from safepoint import Checkpointer, keep, when
 
+AS_NOBODY_SPECIAL = (
+    () if os.getuid() else ("setpriv", "--bounding-set=-dac_override,-dac_read_search", "--inh-caps=-all")
+)
+"""What takes from root that it may read everything."""
+
 
 def safepoint(*arguments: object) -> subprocess.CompletedProcess[str]:
     """Run ``safepoint`` with its output piped."""
@@ -67,7 +72,7 @@ def test_ls_counts_several_names_of_one_file_once(run: Path) -> None:
     (run / "mine.ckpt").hardlink_to(run / "epoch=1-step=2.ckpt")
     lines = safepoint("ls", run).stdout.splitlines()
     assert lines[-1] == f"3 checkpoints (2 files, some with several names), {before}"
-    assert any(line.startswith("mine.ckpt") and "copied or renamed by hand" in line for line in lines)
+    assert any(line.startswith("mine.ckpt") and "copied, renamed" in line for line in lines)
 
 
 def test_ls_names_what_cannot_be_read(run: Path) -> None:
@@ -161,3 +166,36 @@ def test_missing_libraries_are_named(tmp_path: Path) -> None:
     result = subprocess.run([sys.executable, "-c", blocked], capture_output=True, text=True, check=False)
     assert result.returncode == 2
     assert "pip install 'safepoint[cli]'" in result.stderr
+
+
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-"])
+@pytest.mark.parametrize("command", ["ls RUN", "prune RUN --keep latest:1"])
+def test_closed_streams_are_as_if_they_led_to_nothing(run: Path, command: str, closed: str) -> None:
+    """Cron and daemons close them: nothing is printed there, and nothing else is different."""
+    program = Path(sys.executable).with_name("safepoint")
+    shell = f"exec {program} {command.replace('RUN', str(run))} {closed}"
+    done = subprocess.run(["sh", "-c", shell], capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL)
+    assert done.returncode == (2 if command.startswith("prune") else 0)
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    "command",
+    ["explain", "pin", "show", "verify", "scan", "export --to torch", "ls", "diff", "latest", "prune --keep all"],
+)
+def test_what_may_not_be_read_is_told_in_one_line(run: Path, command: str) -> None:
+    """With what is wrong, like all else that cannot be looked at."""
+    path = run if command in ("latest", "prune --keep all") else run / "epoch=1-step=2.ckpt"
+    paths = [path, path] if command == "diff" else [path]
+    path.chmod(0)
+    try:
+        done = subprocess.run(
+            [*AS_NOBODY_SPECIAL, Path(sys.executable).with_name("safepoint"), *command.split(), *paths],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    finally:
+        path.chmod(0o700)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert re.fullmatch(r"safepoint: .*Permission denied\.?\n", done.stderr)

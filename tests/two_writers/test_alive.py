@@ -170,7 +170,7 @@ def test_reading_is_never_refused(tmp_path: Path, start: Start) -> None:
     assert safepoint.verify(path) == []
     assert "model" in torch.load(path, weights_only=False)
     with contextlib.redirect_stdout(io.StringIO()) as told:
-        ls(tmp_path)
+        ls([tmp_path])
     assert path.name in told.getvalue()
     assert other.ask("step").endswith("step=2.ckpt")
 

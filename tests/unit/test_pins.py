@@ -16,6 +16,7 @@ from safepoint.pins import Pin
 from safepoint.places import place_of
 from safepoint.removal import Left, Removal, remove, set_aside
 from safepoint.stores import NOTE_LIMIT_BYTES, Store
+from safepoint.stores.lease import is_held_here
 from safepoint.stores.local import LocalStore, clean
 from safepoint.stores.memory import MemoryStore
 from safepoint.survey import Survey
@@ -56,6 +57,18 @@ def test_pin_comes_back_from_every_store(store: Store) -> None:
     assert store.noted("epoch=1/.a.ckpt.pin") is not None
     pins.drop(store, "epoch=1/a.ckpt")
     assert pins.read(store, "epoch=1/a.ckpt") is None
+
+
+def test_pin_leaves_the_lock_of_a_living_run(tmp_path: Path) -> None:
+    """The store that a run saves with may write pins, too: what it holds is its newest checkpoint all the same."""
+    store = LocalStore(tmp_path)
+    store.write("a.ckpt", [b"data"], 4, replace=False)
+    pins.put(store, "a.ckpt", Pin("run", 1, TIME))
+    assert is_held_here(tmp_path / "a.ckpt")
+    assert not is_held_here(tmp_path / ".a.ckpt.pin")
+    pins.drop(store, "a.ckpt")
+    assert is_held_here(tmp_path / "a.ckpt")
+    store.let_go()
 
 
 def test_pin_means_one_checkpoint() -> None:

@@ -58,6 +58,17 @@ def test_survey_tells_copies_from_what_a_run_wrote(runs: Path) -> None:
     assert size_on_disk(survey.entries) == before
 
 
+def test_survey_knows_a_directory_by_the_newest_in_it(runs: Path) -> None:
+    """What its run counts no more, though its own history names it, tells nothing of the others beside it."""
+    history = (told("b.ckpt", 1), told("c.ckpt", 2))
+    files.write(runs / "flat" / "c.ckpt", files.manifest(run="flat", step=2, time=1.5e9 + 2, history=history))
+    for directory in (runs, runs / "flat"):
+        fates = {
+            entry.path.name: entry.fate for entry in Survey.of(directory).entries if entry.path.parent.name == "flat"
+        }
+        assert [name for name, fate in fates.items() if fate is None] == ["a.ckpt"]
+
+
 def test_survey_knows_every_run_of_a_directory(runs: Path) -> None:
     """Runs beside each other, with files that nobody speaks for, with names that lead deeper, and all at once."""
     files.write(runs / "flat" / "other.ckpt", files.manifest(run="other", history=(told("other.ckpt", 1),)))

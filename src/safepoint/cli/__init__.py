@@ -8,6 +8,8 @@ from __future__ import annotations
 import gc
 import importlib.util
 import io
+import os
+import signal
 import sys
 
 UNUSABLE = 2
@@ -20,8 +22,11 @@ _OBJECTS = 100_000
 def main() -> None:
     """Run the command line; say what to install if its libraries are missing.
 
-    What a command cannot do for the input that it got (an error of Safepoint's, or the system's) ends in one line.
+    What a command cannot do for the input that it got (an error of Safepoint's, or the system's) ends in one line. When
+    nobody reads on (``| head -1``), it ends by SIGPIPE as others do: an exit code would be taken for an answer.
     """
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+    _open_what_is_closed()
     missing = [name for name in ("typer", "rich") if importlib.util.find_spec(name) is None]
     if missing:
         sys.stderr.write(f"safepoint: the command line needs {' and '.join(missing)}: pip install 'safepoint[cli]'\n")
@@ -41,3 +46,11 @@ def main() -> None:
         subject = f"{error.filename}: " if error.filename else ""
         sys.stderr.write(f"safepoint: {in_line(subject + (error.strerror or str(error)))}\n")
     sys.exit(UNUSABLE)
+
+
+def _open_what_is_closed() -> None:
+    """Let the standard streams that whoever started us has closed lead to nothing, and no file get their numbers."""
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        if getattr(sys, name) is None:
+            place = os.open(os.devnull, os.O_RDWR)
+            setattr(sys, name, os.fdopen(place, "w" if number else "r", closefd=False))

@@ -82,7 +82,9 @@ def metrics(values: Metrics) -> str:
 
 
 def existing(path: Path) -> Path:
-    """Return ``path``, or fail if nothing is there."""
+    """Return ``path``, or fail if nothing is there; a variable that is not set is not taken for where we are."""
+    if path == Path() and "" in sys.argv[1:]:
+        fail("an argument is empty: is a variable not set? '.' is the directory that you are in.")
     if not os.path.exists(path):
         fail(f"{path}: no such file or directory; give the directory of a run.")
     return path

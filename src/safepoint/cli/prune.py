@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -20,7 +21,9 @@ NOT_REMOVED = 1
 
 
 def prune(
-    directory: Annotated[Path, typer.Argument(metavar="RUN", help="The directory of a run.", show_default=False)],
+    directory: Annotated[
+        Path, typer.Argument(metavar="RUN", readable=False, help="The directory of a run.", show_default=False)
+    ],
     *,
     keep: Annotated[
         str,
@@ -41,8 +44,10 @@ def prune(
     """Remove the checkpoints in RUN that --keep does not keep: 'safepoint prune RUN --keep best:val_loss:3,latest:2'.
 
     Shows what stays and what goes, why, and what that frees, and asks first. Never goes: the newest of a run, what is
-    pinned, what a symbolic link shows, and what the run did not write itself under the name that it has: copies, other
-    programs' files. Of several runs in RUN, each is pruned by itself. A run that is alive is left to its own policy.
+    pinned, what a symbolic link in RUN shows, and what the run did not write itself under the name that it has: copies,
+    other programs' files. Every byte of the newest is read before: if it is damaged, it counts for nothing, and the one
+    before it is the newest. Of several runs in RUN, each is pruned by itself. A run that is alive is left to its own
+    policy.
 
     EXIT STATUS: 0 if all that goes is removed, or nothing goes, or with --dry-run; 1 if the answer is no, or something
     could not be removed; 2 if RUN or POLICY is none, no checkpoint has a metric of POLICY's, RUN is alive, or nobody is
@@ -54,7 +59,7 @@ def prune(
     policy = keep_words.parsed(keep)
     if not output.existing(directory).is_dir():
         output.fail(f"{directory} is a file; give the directory of a run.")
-    planned = pruning.plan(directory, policy, keep)
+    planned = pruning.plan(directory, policy, keep, _problems)
     if not planned.stays:
         output.fail(f"{directory} holds no checkpoint of a run that saves there; give the directory of a run.")
     removes = bool(planned.goes) and not dry_run
@@ -72,6 +77,17 @@ def prune(
         _tell(done)
     if done is not None and done.failed:
         raise typer.Exit(NOT_REMOVED)
+
+
+def _problems(path: Path) -> tuple[str, ...]:
+    """Return what is wrong with the checkpoint at ``path``, every byte of which is read."""
+    from safepoint.checks import check_all
+    from safepoint.cli.bar import bar
+    from safepoint.soundness import size_of
+
+    with bar("verifying the newest", size_of(path)) as advance, closing(check_all([path], 1, advance)) as checks:
+        found = next(checks)
+    return ("it is gone",) if found is None else found.problems
 
 
 def _check(planned: Pruning, *, asks: bool, can_ask: bool) -> None:
@@ -104,7 +120,8 @@ def _show(planned: Pruning) -> None:
             f"{output.size(planned.frees_bytes)}"
         )
     else:
-        output.line(f"nothing goes: all {len(planned.stays)} checkpoints stay")
+        stays = len(planned.stays)
+        output.line(f"nothing goes: {f'all {stays} checkpoints stay' if stays > 1 else 'the only checkpoint stays'}")
     for path in planned.living:
         output.line(f"{path} is held by another process: its run is alive, and is not pruned now", "yellow")
 

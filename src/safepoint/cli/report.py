@@ -20,12 +20,13 @@ _ERASED = "\r\x1b[K"
 
 def report(
     directory: Annotated[
-        Path, typer.Argument(metavar="RUN", help="The directory of a run, or of many.", show_default=False)
+        Path,
+        typer.Argument(metavar="RUN", readable=False, help="The directory of a run, or of many.", show_default=False),
     ],
     *,
-    out: Annotated[Path, typer.Option("-o", "--output", metavar="OUT", help="What to call the page.")] = Path(
-        "report.html"
-    ),
+    out: Annotated[
+        Path, typer.Option("-o", "--output", metavar="OUT", readable=False, help="What to call the page.")
+    ] = Path("report.html"),
     drift: Annotated[
         bool, typer.Option("--drift/--no-drift", help="Read weights, to show how far each layer moved.")
     ] = True,
@@ -55,11 +56,14 @@ def report(
         output.fail(f"{directory} holds no checkpoint{_unreadable(page)}; give the directory of a run.")
     from safepoint.page.html import rendered
 
-    size_bytes = write(place, rendered(page))
+    try:
+        size_bytes = write(place, rendered(page))
+    except OSError as error:
+        output.fail(f"{out} cannot be written: {error.strerror or error}. Make room, or give another place with -o.")
     if as_json:
         _print_document(out, size_bytes, page)
     else:
-        counts = f"{page.kept:,} on disk, {page.removed:,} removed"
+        counts = f"{page.kept:,} on disk, {page.removed:,}{' or more' if page.forgets else ''} removed"
         output.line(f"{out}: {counts}; {output.size(size_bytes)}, for any browser")
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from safepoint.cli import output
-from safepoint.errors import CheckpointError, NotACheckpointError, in_line
+from safepoint.errors import CheckpointError, NotACheckpointError
 
 if TYPE_CHECKING:
     from safepoint.cli.documents import Scan, ScannedName
@@ -22,7 +22,8 @@ _COLOURS = {"nothing": None, "safe": "green", "refused": "yellow", "needs": "yel
 
 def scan(
     paths: Annotated[
-        list[Path], typer.Argument(metavar="FILE...", help="Files, or directories of them.", show_default=False)
+        list[Path],
+        typer.Argument(metavar="FILE...", readable=False, help="Files, or directories of them.", show_default=False),
     ],
     *,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document: safepoint.scan/1.")] = False,
@@ -40,23 +41,19 @@ def scan(
     code, or cannot be read to its end; 2 if one is not there, may not be read, or holds no pickle.
     """
     found: list[Scanned] = []
-    is_unusable = False
+    unusable: list[Path] = []
     for path in [output.existing(path) for path in paths]:
-        try:
-            for scanned in _scanned(path):
-                found.append(scanned)
-                if not as_json:
-                    output.line(f"{scanned.path}: {_told(scanned)}", _COLOURS[scanned.verdict])
-        except (CheckpointError, OSError) as error:
-            is_unusable = True
-            typer.echo(in_line(f"safepoint: {_in_words(path, error)}"), err=True)
+        for scanned in _scanned(path, unusable):
+            found.append(scanned)
+            if not as_json:
+                output.line(f"{scanned.path}: {_told(scanned)}", _COLOURS[scanned.verdict])
     if as_json:
         output.document(_document(found))
     elif len(found) > 1:
         output.line(_summary(found))
     if not all(scanned.is_safe for scanned in found):
         raise typer.Exit(UNSAFE)
-    if is_unusable:
+    if unusable:
         raise typer.Exit(output.UNUSABLE)
 
 
@@ -64,7 +61,22 @@ def _in_words(path: Path, error: CheckpointError | OSError) -> str:
     return f"{error.filename or path}: {error.strerror or error}" if isinstance(error, OSError) else str(error)
 
 
-def _scanned(path: Path) -> Iterator[Scanned]:
+def _scanned(path: Path, unusable: list[Path]) -> Iterator[Scanned]:
+    """Yield what is found of each file at ``path``; if that ends in an error, tell it, and add to ``unusable``."""
+    results = _results(path)
+    while True:
+        try:
+            scanned = next(results, None)
+        except (CheckpointError, OSError) as error:
+            output.note(_in_words(path, error))
+            unusable.append(path)
+            return
+        if scanned is None:
+            return
+        yield scanned  # out of the reach of that: what goes wrong with printing is another thing
+
+
+def _results(path: Path) -> Iterator[Scanned]:
     from safepoint import scanning
 
     if not path.is_dir():

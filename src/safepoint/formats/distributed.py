@@ -30,6 +30,8 @@ _MOST_OPCODES = 50_000_000
 """A state that many processes have sharded has many parts."""
 _MOST_DIMENSIONS = 64
 _DEEPEST = 64
+_END, _END_BYTES = b"PK\x05\x06", 22
+"""What the last record of an archive begins with, and how long it is."""
 _ELSEWISE = "stored in another way than by torch.save"
 
 _Key = tuple[str, tuple[int, ...] | None]
@@ -117,17 +119,23 @@ def places_of(path: Path) -> dict[Path, list[tuple[int, int]]]:
     return found
 
 
-def archives(path: Path) -> dict[str, dict[tuple[int, int], str]]:
+def archives(path: Path) -> tuple[dict[str, dict[tuple[int, int], str]], list[str]]:
     """Return where in each file of the checkpoint at ``path`` an archive lies, (offset, size), and of which entry.
 
-    What was stored in another way than by ``torch.save`` is none; raises what ``outline`` raises.
+    With the files in which something else lies: what was compressed or the like. Of the rest, all are archives if one
+    is: ``torch.save`` has stored them all, or none of them. Raises what ``outline`` raises.
     """
     found: dict[str, dict[tuple[int, int], str]] = {}
+    others: set[str] = set()
+    is_torchs = False
     for (name, _), place in _read_metadata(path).places.items():
+        if place.is_transformed:
+            others.add(place.file)
+            continue
+        found.setdefault(place.file, {})[place.offset, place.size_bytes] = name
         with opened(path / place.file) as descriptor:
-            if _is_archive(descriptor, place):
-                found.setdefault(place.file, {})[place.offset, place.size_bytes] = name
-    return found
+            is_torchs = is_torchs or _is_archive(descriptor, place)
+    return (found, sorted(others)) if is_torchs else ({}, sorted(others | found.keys()))
 
 
 def _at_top(metadata: _Metadata) -> Iterator[str]:
@@ -309,8 +317,12 @@ def _part(path: Path, descriptor: int, place: _Place) -> Any:
 
 
 def _is_archive(descriptor: int, place: _Place) -> bool:
+    """Tell whether an archive lies at a place: by how it begins or, where that is damaged, by how it ends."""
+    if place.is_transformed or place.size_bytes < _END_BYTES:
+        return False
     head = os.pread(descriptor, len(foreign.ZIP), place.offset)
-    return not place.is_transformed and head == foreign.ZIP and place.size_bytes >= len(head)
+    end = os.pread(descriptor, len(_END), place.offset + place.size_bytes - _END_BYTES)
+    return head == foreign.ZIP or end == _END
 
 
 # What they are.

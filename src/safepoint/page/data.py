@@ -96,7 +96,7 @@ def extremes(checkpoints: Sequence[Checkpoint], metric: str) -> Extremes | None:
         for checkpoint in checkpoints
         if checkpoint.kind is Kind.KEPT
         and metric not in checkpoint.measured_at
-        and math.isfinite(checkpoint.metrics.get(metric, math.nan))
+        and not math.isnan(checkpoint.metrics.get(metric, math.nan))
     ]
     if not ranked:
         return None

@@ -13,12 +13,14 @@ from pathlib import Path
 
 from safepoint import formats
 from safepoint.anatomy import folded, grown
+from safepoint.catalog import Catalog
 from safepoint.contents import Format, Outline
 from safepoint.errors import CheckpointError
+from safepoint.manifest import HISTORY_LIMIT
 from safepoint.page.data import MOST_CHECKPOINTS, Checkpoint
 from safepoint.page.drift import Drifts, drifts_of
 from safepoint.page.tree import Row, rows_of
-from safepoint.records import Fate, Record
+from safepoint.records import ANOTHER_NAME, Fate, Record
 from safepoint.survey import Entry, Survey, size_on_disk
 
 Told = Callable[[int, int], None]
@@ -45,8 +47,8 @@ class Newest:
 class Page:
     """All that the page tells. ``checkpoints`` are the newest of all, oldest first; the counts are of all.
 
-    ``unreadable`` are the files that are called checkpoints and are none, by name, each with why. ``drift`` is ``None``
-    where it was not asked for, or there is none to tell.
+    ``forgets``: more were removed than a history tells. ``unreadable`` are the files that are called checkpoints and
+    are none, by name, each with why. ``drift`` is ``None`` where it was not asked for, or there is none to tell.
     """
 
     directory: Path
@@ -55,6 +57,7 @@ class Page:
     left_out: int
     kept: int
     removed: int
+    forgets: bool
     runs: int
     disk_bytes: int
     newest: Newest | None
@@ -84,6 +87,7 @@ def page_of(directory: Path, told: Told, *, drift: bool = True) -> Page:
         left_out=len(everything) - len(shown),
         kept=len(kept),
         removed=len(everything) - len(kept),
+        forgets=any(_forgets(catalog) for catalog in survey.runs.values()),
         runs=len({checkpoint.run for checkpoint in everything}),
         disk_bytes=size_on_disk(readable),
         newest=_newest(kept, survey.directory),
@@ -121,7 +125,8 @@ class _Directory:
         for directory, catalog in self._survey.runs.items():
             for run in catalog.runs():
                 for fate in catalog.history(run):
-                    if (fate.record.path, fate.record.time) not in there:
+                    is_link = fate.kept and fate.reason.startswith(ANOTHER_NAME)
+                    if not is_link and (fate.record.path, fate.record.time) not in there:
                         yield self._gone(fate, self._labels.get((directory, run), ""))
 
     def _there(self, entry: Entry, outline: Outline) -> Checkpoint:
@@ -156,6 +161,12 @@ class _Directory:
         yield from dict.fromkeys(map(_run_of, self._entries))
 
 
+def _forgets(catalog: Catalog) -> bool:
+    """Tell whether a history has as many of the removed as it ever does: there were more, or are with the next."""
+    removed = (sum(not fate.kept for fate in catalog.history(run)) for run in catalog.runs())
+    return any(count >= HISTORY_LIMIT for count in removed)
+
+
 def _age(checkpoint: Checkpoint) -> tuple[float, int]:
     return checkpoint.time, checkpoint.step or 0
 
@@ -188,17 +199,26 @@ def _why(entry: Entry, outline: Outline) -> str:
 def _newest(kept: Sequence[Checkpoint], directory: Path) -> Newest | None:
     if not kept:
         return None
+    newest = _each_once(kept)[-1]
     try:
-        contents = formats.contents(directory / kept[-1].name)
+        contents = formats.contents(directory / newest.name)
     except (CheckpointError, OSError) as error:
-        return Newest(kept[-1], None, str(error))
-    return Newest(kept[-1], rows_of(folded(grown(contents.tree))))
+        return Newest(newest, None, str(error))
+    return Newest(newest, rows_of(folded(grown(contents.tree))))
+
+
+def _each_once(checkpoints: Sequence[Checkpoint]) -> list[Checkpoint]:
+    """Return those that are on disk without the further names (``last.ckpt``) of others of them."""
+    kept = [checkpoint for checkpoint in checkpoints if checkpoint.kept]
+    own = {(each.run, each.time) for each in kept if not each.why.startswith(ANOTHER_NAME)}
+    return [each for each in kept if (each.run, each.time) not in own or not each.why.startswith(ANOTHER_NAME)]
 
 
 def _drift(shown: Sequence[Checkpoint], directory: Path, told: Told) -> Drifts | None:
     by_run: dict[str, list[int]] = {}
+    once = {id(checkpoint) for checkpoint in _each_once(shown)}
     for place, checkpoint in enumerate(shown):
-        if checkpoint.kept:
+        if id(checkpoint) in once:
             by_run.setdefault(checkpoint.run, []).append(place)
     pairs = [pair for places in by_run.values() for pair in pairwise(places)]
     if not pairs:

@@ -15,6 +15,7 @@ from typing import Any
 import jinja2
 from plotly.offline import get_plotlyjs
 
+from safepoint.manifest import HISTORY_LIMIT
 from safepoint.page import bars, charts, words
 from safepoint.page.charts import Chart
 from safepoint.page.data import MOST_METRICS, Extremes, costs, extremes, metrics_of
@@ -60,6 +61,7 @@ def rendered(page: Page) -> str:
             kept=[row for row in rows if row[1].kept],
             removed=[row for row in rows if not row[1].kept],
             at_once=_ROWS_AT_ONCE,
+            history_limit=HISTORY_LIMIT,
         )
     )
 
