@@ -98,7 +98,7 @@ def scan(path: Path) -> Scanned:
             raise NotACheckpointError(f"{path}: a part of a checkpoint that is a directory: give the directory.")
         if is_archive:
             found.archive(Source(descriptor))
-        elif foreign.is_tar(head):
+        elif not head.startswith(_PICKLE) and foreign.is_tar(head):
             found.problems.append(foreign.TAR)
         elif not found.pickles_in_a_row(descriptor, head, is_legacy=is_legacy):
             if safetensors.may_be_one(head):

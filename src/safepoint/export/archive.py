@@ -13,11 +13,10 @@ from typing import Any
 from isal import isal_zlib
 
 from safepoint import image, values
-from safepoint.contents import Part, Tensor
+from safepoint.contents import Part, Tensor, contiguous
 from safepoint.errors import ConfigurationError, shortened
 from safepoint.export import pickled
 from safepoint.export.elements import Buffer, Elements, Item, item
-from safepoint.formats.safepoint import contiguous
 from safepoint.image import Entry
 
 

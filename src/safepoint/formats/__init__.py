@@ -16,7 +16,7 @@ from safepoint import archive
 from safepoint.archive import ForeignFileError
 from safepoint.contents import Contents, Format, Outline
 from safepoint.errors import CheckpointError, NotACheckpointError
-from safepoint.formats import foreign, safepoint
+from safepoint.formats import foreign
 from safepoint.formats.files import opened
 
 _SAFETENSORS = ".safetensors"
@@ -81,6 +81,8 @@ def _reader_of_file(path: Path) -> ModuleType:
     with opened(path) as descriptor:
         head = os.pread(descriptor, foreign.HEAD_BYTES, 0)
         if head.startswith(foreign.ZIP) and _is_of_safepoint(descriptor):
+            from safepoint.formats import safepoint
+
             return safepoint
     from safepoint.formats import safetensors, torch_file
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from safepoint import reader
-from safepoint.contents import Contents, Format, Outline, Part, Storage, Tensor
+from safepoint.contents import Contents, Format, Outline, Part, Storage, Tensor, contiguous
 from safepoint.errors import DamagedCheckpointError, NotACheckpointError
 from safepoint.manifest import Manifest, Summary
 from safepoint.manifest import Tensor as Told
@@ -108,8 +107,3 @@ def _tensor(told: Told, storages: Sequence[Storage]) -> Tensor:
     strides = contiguous(told.shape) if told.strides is None else told.strides
     part = Part((0,) * len(told.shape), told.shape, storages[told.storage], told.offset, strides)
     return Tensor(told.path, told.dtype, told.shape, (part,))
-
-
-def contiguous(shape: Sequence[int]) -> tuple[int, ...]:
-    """Return the strides, in elements, of a tensor of ``shape`` that lies in one piece."""
-    return tuple(math.prod(shape[index + 1 :]) for index in range(len(shape)))

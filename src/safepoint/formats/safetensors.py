@@ -15,11 +15,10 @@ from typing import Annotated, NamedTuple
 
 import msgspec
 
-from safepoint.contents import Contents, Format, Outline, Part, Storage, Tensor
+from safepoint.contents import Contents, Format, Outline, Part, Storage, Tensor, contiguous
 from safepoint.errors import NotACheckpointError, shortened
 from safepoint.formats.dtypes import BITS
 from safepoint.formats.files import opened
-from safepoint.formats.safepoint import contiguous
 
 _SIZE_BYTES = 8
 HEADER_LIMIT_BYTES = 100_000_000
