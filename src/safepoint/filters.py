@@ -22,7 +22,10 @@ TEXTS = ("name", "format")
 NUMBERS = ("step", "epoch", "size", "age")
 """What a condition is about, besides metrics, which these names hide."""
 
-_CONDITION = re.compile(r"\s*(?P<name>[^<>=!]+?)\s*(?P<operator><=|>=|!=|<|>|==?)\s*(?P<value>.*?)\s*", re.DOTALL)
+_OPERATOR = r"\s*(?P<operator><=|>=|!=|<|>|==?)\s*"
+_TEXT = re.compile(rf"\s*(?P<name>{'|'.join(TEXTS)}){_OPERATOR}(?P<value>.*?)\s*", re.DOTALL)
+_NUMBER = re.compile(rf"\s*(?P<name>.*[^<>=!\s]){_OPERATOR}(?P<value>.*?)\s*", re.DOTALL)
+"""The name of a metric may hold an operator: the last one is the condition's."""
 _QUANTITY = re.compile(r"(?P<number>[^a-z\s]+)\s*(?P<unit>[a-z]*)", re.IGNORECASE)
 _BYTES = {"": 1, "b": 1, "ki": 1 << 10, "mi": 1 << 20, "gi": 1 << 30, "ti": 1 << 40}
 _BYTES |= {"k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
@@ -81,7 +84,7 @@ def parsed(text: str) -> Filter:
         ConfigurationError: it is none; says what one looks like.
 
     """
-    found = _CONDITION.fullmatch(text)
+    found = _TEXT.fullmatch(text) or _NUMBER.fullmatch(text)
     if found is None:
         raise ConfigurationError(
             f"{text!r} is no filter: write a name, one of < <= > >= = !=, and a value, as in 'val_loss<0.3'."

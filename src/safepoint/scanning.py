@@ -108,7 +108,7 @@ def scan(path: Path) -> Scanned:
 
 
 def scan_below(directory: Path) -> Iterator[Scanned]:
-    """Look at every file in ``directory`` and below, in order; what holds no pickle is passed over.
+    """Look at every file in ``directory`` and below, in order; what holds no pickle, or is gone, is passed over.
 
     Raises:
         OSError: one cannot be read.
@@ -122,7 +122,7 @@ def scan_below(directory: Path) -> Iterator[Scanned]:
         for path in sorted(set(map(Path(place).joinpath, names)) - parts):
             try:
                 yield scan(path)
-            except NotACheckpointError:
+            except (NotACheckpointError, FileNotFoundError):  # a run that goes on removes what is superseded
                 continue
 
 

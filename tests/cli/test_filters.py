@@ -118,3 +118,14 @@ def test_filter_knows_the_metric_that_it_is_about() -> None:
     """So that one that no checkpoint has can be refused."""
     found: dict[str, Any] = {text: parsed(text).metric for text in ("val_loss<1", "step<1", "name=a", "age<1d")}
     assert found == {"val_loss<1": "val_loss", "step<1": None, "name=a": None, "age<1d": None}
+
+
+def test_filter_takes_the_last_operator_for_a_metric_whose_name_holds_one() -> None:
+    """Names of files are another thing: what they are compared with holds operators."""
+    known = {"acc<=x": 0.5, "a=b": -1.0, "name": ("epoch=1-step=2.ckpt",)}
+    held = [
+        text
+        for text in ("acc<=x>0.4", "acc<=x > 0.6", "a=b=-1", "a=b<=-1e0", "a=b>-1", "name=epoch=1*", "name!=epoch=2*")
+        if parsed(text).holds(known)
+    ]
+    assert held == ["acc<=x>0.4", "a=b=-1", "a=b<=-1e0", "name=epoch=1*", "name!=epoch=2*"]

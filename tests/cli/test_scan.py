@@ -340,3 +340,14 @@ def test_scan_of_any_bytes_ends(tmp_path: Path) -> None:
                     scanning.scan(path)
                 except NotACheckpointError as error:
                     assert str(error).startswith(f"{path}: ")  # noqa: PT017 - of those that are none
+
+
+def test_scan_of_a_directory_passes_over_what_is_removed_meanwhile(tmp_path: Path) -> None:
+    """As a run that goes on removes what is superseded, after the directory was read."""
+    for name in ("a.pt", "b.pt", "c.pt"):
+        torch.save({"x": torch.ones(1)}, tmp_path / name)
+    found = []
+    for scanned in scanning.scan_below(tmp_path):
+        found.append(scanned.path.name)
+        (tmp_path / "b.pt").unlink(missing_ok=True)
+    assert found == ["a.pt", "c.pt"]
