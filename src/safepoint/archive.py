@@ -17,24 +17,18 @@ from isal import isal_zlib
 
 from safepoint.errors import NotACheckpointError
 from safepoint.image import MANIFEST_RECORD
+from safepoint.zip_records import CENTRAL, END, END64, LOCAL, LOCATOR, UINT16_MAX, UINT32_MAX
 
 MANIFEST_LIMIT_BYTES = 64 << 20
 """What a manifest has at most: some 300,000 tensors. More is not saved, and not read."""
 
 _NAME = MANIFEST_RECORD.encode()
-_END = struct.Struct("<4s4H2IH")
-_LOCATOR = struct.Struct("<4sIQI")
-_END64 = struct.Struct("<4sQ2H2I4Q")
-_CENTRAL = struct.Struct("<4s6H3I5H2I")
-_LOCAL = struct.Struct("<4s5H3I2H")
 _EXTRA64 = struct.Struct("<2HQ")
 _STORED = 0
-_UINT16_MAX = 0xFFFF
-_UINT32_MAX = 0xFFFFFFFF
 _DESCRIPTOR_LIMIT_BYTES = 24
 _TAIL_BYTES = 16 << 10
 # Behind an end record there may be a comment, or what somebody appended.
-_LONGEST_TAIL_BYTES = _END.size + _UINT16_MAX
+_LONGEST_TAIL_BYTES = END.size + UINT16_MAX
 
 
 class ForeignFileError(NotACheckpointError):
@@ -149,7 +143,7 @@ def _locate(source: Source) -> _Location:
     """Return what the last entry of the directory says, which is the manifest's in a file of ours."""
     start, end = directory_of(source)
     for extra_bytes in (0, _EXTRA64.size):
-        offset = end - extra_bytes - len(_NAME) - _CENTRAL.size
+        offset = end - extra_bytes - len(_NAME) - CENTRAL.size
         if offset >= start:
             entry = source.read(offset, end - offset)
             if (found := _entry(entry, extra_bytes)) is not None:
@@ -164,12 +158,12 @@ def _locate(source: Source) -> _Location:
 def directory_of(source: Source) -> tuple[int, int]:
     """Return where the directory begins and ends, as the records at the end of the archive say."""
     offset = _end_record(source)
-    *_, size_bytes, start, _ = _END.unpack(source.read(offset, _END.size))
+    *_, size_bytes, start, _ = END.unpack(source.read(offset, END.size))
     end = offset
-    locator = offset - _LOCATOR.size
+    locator = offset - LOCATOR.size
     if locator >= 0 and source.read(locator, 4) == b"PK\x06\x07":
-        end = locator - _END64.size
-        signature, *_, size_bytes, start = _END64.unpack(source.read(end, _END64.size))
+        end = locator - END64.size
+        signature, *_, size_bytes, start = END64.unpack(source.read(end, END64.size))
         if signature != b"PK\x06\x06":
             raise _broken("its long end record is missing")
     if start + size_bytes != end:
@@ -186,16 +180,16 @@ def _ends_with_an_entry(source: Source, start: int, end: int) -> bool:
         return True
     tail = source.read(max(start, end - _TAIL_BYTES), min(end - start, _TAIL_BYTES))
     found = tail.rfind(b"PK\x01\x02")
-    if not 0 <= found <= len(tail) - _CENTRAL.size:
+    if not 0 <= found <= len(tail) - CENTRAL.size:
         return False
-    *_, name_bytes, extra_bytes, comment_bytes, _, _, _, offset = _CENTRAL.unpack_from(tail, found)
-    name_offset = found + _CENTRAL.size
+    *_, name_bytes, extra_bytes, comment_bytes, _, _, _, offset = CENTRAL.unpack_from(tail, found)
+    name_offset = found + CENTRAL.size
     if name_offset + name_bytes + extra_bytes + comment_bytes != len(tail):
         return False
-    if offset == _UINT32_MAX:  # it stands elsewhere, and what is so large is not looked at any closer
+    if offset == UINT32_MAX:  # it stands elsewhere, and what is so large is not looked at any closer
         return True
-    header = source.read(offset, _LOCAL.size + name_bytes)
-    return header.startswith(b"PK\x03\x04") and header[_LOCAL.size :] == tail[name_offset:][:name_bytes]
+    header = source.read(offset, LOCAL.size + name_bytes)
+    return header.startswith(b"PK\x03\x04") and header[LOCAL.size :] == tail[name_offset:][:name_bytes]
 
 
 def _end_record(source: Source) -> int:
@@ -209,18 +203,18 @@ def _end_record(source: Source) -> int:
 
 def _entry(entry: bytes, extra_bytes: int) -> tuple[int, int, int, int] | None:
     """Return method, CRC-32, size and offset of the manifest's entry, ``None`` if it is another's."""
-    signature, _, _, _, method, _, _, crc, _, size_bytes, *lengths, _, _, _, offset = _CENTRAL.unpack_from(entry)
-    name = entry[_CENTRAL.size : _CENTRAL.size + len(_NAME)]
+    signature, _, _, _, method, _, _, crc, _, size_bytes, *lengths, _, _, _, offset = CENTRAL.unpack_from(entry)
+    name = entry[CENTRAL.size : CENTRAL.size + len(_NAME)]
     if signature != b"PK\x01\x02" or name != _NAME or lengths != [len(_NAME), extra_bytes, 0]:
         return None
-    if extra_bytes and offset == _UINT32_MAX:
-        *_, offset = _EXTRA64.unpack_from(entry, _CENTRAL.size + len(_NAME))
+    if extra_bytes and offset == UINT32_MAX:
+        *_, offset = _EXTRA64.unpack_from(entry, CENTRAL.size + len(_NAME))
     return method, crc, size_bytes, offset
 
 
 def _resembles(entry: bytes) -> bool:
     """Tell whether it is the manifest's entry but for a byte: a damaged file of ours, and not another program's."""
-    name = entry[_CENTRAL.size : _CENTRAL.size + len(_NAME)]
+    name = entry[CENTRAL.size : CENTRAL.size + len(_NAME)]
     return sum(a != b for a, b in zip(name, _NAME, strict=True)) <= 1
 
 
@@ -229,19 +223,19 @@ def _checked(method: int, crc: int, size_bytes: int, offset: int, *, directory_o
         raise NotACheckpointError("its manifest is compressed or absurdly long: not written by Safepoint")
     around = directory_offset - offset - size_bytes
     # What is read in one go is bounded by this: a header with its padding, the manifest, and its descriptor.
-    if not 0 <= around <= _LOCAL.size + 2 * _UINT16_MAX + _DESCRIPTOR_LIMIT_BYTES:
+    if not 0 <= around <= LOCAL.size + 2 * UINT16_MAX + _DESCRIPTOR_LIMIT_BYTES:
         raise _broken("its manifest does not lie in front of its directory")
     return _Location(offset, directory_offset, size_bytes, crc)
 
 
 def _data_offset(record: bytes) -> int:
     """Return where the data begins in a record of the manifest that begins with its header."""
-    if len(record) < _LOCAL.size + len(_NAME):
+    if len(record) < LOCAL.size + len(_NAME):
         raise _broken("the manifest's header is cut off")
-    signature, *_, name_bytes, extra_bytes = _LOCAL.unpack_from(record)
-    if signature != b"PK\x03\x04" or record[_LOCAL.size : _LOCAL.size + name_bytes] != _NAME:
+    signature, *_, name_bytes, extra_bytes = LOCAL.unpack_from(record)
+    if signature != b"PK\x03\x04" or record[LOCAL.size : LOCAL.size + name_bytes] != _NAME:
         raise _broken("the manifest's header is not where the directory says")
-    return _LOCAL.size + int(name_bytes) + int(extra_bytes)
+    return LOCAL.size + int(name_bytes) + int(extra_bytes)
 
 
 def _broken(why: str) -> NotACheckpointError:

@@ -17,14 +17,13 @@ from safepoint.errors import NotACheckpointError, shortened
 from safepoint.formats.zips import Archive, Record
 from safepoint.reader import Stream
 from safepoint.stores import direct
+from safepoint.zip_records import LOCAL, UINT32_MAX
 
-_LOCAL = struct.Struct("<4s5H3I2H")
 _HAS_DESCRIPTOR = 0x0008
 _DESCRIPTORS = (struct.Struct("<4s3I"), struct.Struct("<4sI2Q"))
 _END_BYTES = 22
 _END64 = b"PK\x06\x06"
 _END64_BYTES = 76
-_UINT32_MAX = 0xFFFFFFFF
 
 
 class Place(NamedTuple):
@@ -85,12 +84,12 @@ def mismatches(
 
 def _agrees(record: Record, offset: int, source: Source) -> bool:
     """Tell whether what stands in front of a record's data, which begins at ``offset``, and behind it, is as listed."""
-    header = source.read(record.header_offset, _LOCAL.size)
-    _, _, flags, method, _, _, crc, packed, size, *_ = _LOCAL.unpack(header)
+    header = source.read(record.header_offset, LOCAL.size)
+    _, _, flags, method, _, _, crc, packed, size, *_ = LOCAL.unpack(header)
     if method:
         return False
     if not flags & _HAS_DESCRIPTOR:
-        return crc == record.crc and {packed, size} <= {record.size_bytes, _UINT32_MAX}
+        return crc == record.crc and {packed, size} <= {record.size_bytes, UINT32_MAX}
     end = offset + record.size_bytes
     behind = (source.read(end, min(form.size, source.size_bytes - end)) for form in _DESCRIPTORS)
     told = (record.crc, record.size_bytes, record.size_bytes)

@@ -16,15 +16,13 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from safepoint.zip_records import CENTRAL, LOCAL, UINT16_MAX, UINT32_MAX
+
 ROOT = "archive"
 PICKLE_RECORD = f"{ROOT}/data.pkl"
 MANIFEST_RECORD = f"{ROOT}/safepoint/manifest.json"
 ALIGNMENT_BYTES = 4096
 
-_UINT32_MAX = 0xFFFFFFFF
-_UINT16_MAX = 0xFFFF
-_LOCAL_HEADER = struct.Struct("<4s5H3I2H")
-_CENTRAL_HEADER = struct.Struct("<4s6H3I5H2I")
 _FLAGS_UTF8 = 0x0800
 _FLAG_DESCRIPTOR = 0x0008
 _LOCAL_HEADER_BYTES = 30
@@ -112,7 +110,7 @@ def local_header(entry: Entry) -> bytes:
     padding = entry.data_offset - entry.header_offset - fixed
     extra = zip64 + struct.pack("<2sH", b"FB", padding) + b"Z" * padding
     flags = _FLAGS_UTF8 | (_FLAG_DESCRIPTOR if entry.size_bytes else 0)
-    return _LOCAL_HEADER.pack(b"PK\x03\x04", 0, flags, 0, 0, 0, 0, 0, 0, len(name), len(extra)) + name + extra
+    return LOCAL.pack(b"PK\x03\x04", 0, flags, 0, 0, 0, 0, 0, 0, len(name), len(extra)) + name + extra
 
 
 def descriptor(entry: Entry, crc: int) -> bytes:
@@ -163,34 +161,34 @@ def _place(name: str, offset: int, size: int) -> Entry:
 
 
 def _needs_zip64(entry: Entry) -> bool:
-    return entry.size_bytes >= _UINT32_MAX or entry.header_offset >= _UINT32_MAX
+    return entry.size_bytes >= UINT32_MAX or entry.header_offset >= UINT32_MAX
 
 
 def _zip64_local(entry: Entry) -> bytes:
     """Return the zip64 field of a local header as miniz writes it: sizes if too long, then the offset if too far."""
     values: list[int] = []
-    if entry.size_bytes >= _UINT32_MAX:
+    if entry.size_bytes >= UINT32_MAX:
         values += [entry.size_bytes, entry.size_bytes]
-    if entry.header_offset >= _UINT32_MAX:
+    if entry.header_offset >= UINT32_MAX:
         values.append(entry.header_offset)
     return struct.pack(f"<2H{len(values)}Q", 1, 8 * len(values), *values) if values else b""
 
 
 def _central_header(entry: Entry, crc: int) -> bytes:
     name = entry.name.encode()
-    size = min(entry.size_bytes, _UINT32_MAX)
-    offset = min(entry.header_offset, _UINT32_MAX)
+    size = min(entry.size_bytes, UINT32_MAX)
+    offset = min(entry.header_offset, UINT32_MAX)
     extra = _zip64_local(entry)
     flags = _FLAGS_UTF8 | (_FLAG_DESCRIPTOR if entry.size_bytes else 0)
     # version made by, version needed, flags, method, time, date
     versions = (0, 0, flags, 0, 0, 0)
     lengths = (len(name), len(extra), 0, 0, 0)
-    return _CENTRAL_HEADER.pack(b"PK\x01\x02", *versions, crc, size, size, *lengths, 0, offset) + name + extra
+    return CENTRAL.pack(b"PK\x01\x02", *versions, crc, size, size, *lengths, 0, offset) + name + extra
 
 
 def _end_records(count: int, size: int, start: int) -> bytes:
     end64 = struct.pack("<4sQ2H2I4Q", b"PK\x06\x06", 44, 45, 45, 0, 0, count, count, size, start)
     locator = struct.pack("<4sIQI", b"PK\x06\x07", 0, start + size, 1)
-    short = min(count, _UINT16_MAX)
-    end = struct.pack("<4s4H2IH", b"PK\x05\x06", 0, 0, short, short, min(size, _UINT32_MAX), min(start, _UINT32_MAX), 0)
+    short = min(count, UINT16_MAX)
+    end = struct.pack("<4s4H2IH", b"PK\x05\x06", 0, 0, short, short, min(size, UINT32_MAX), min(start, UINT32_MAX), 0)
     return end64 + locator + end

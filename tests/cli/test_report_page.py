@@ -58,6 +58,8 @@ INJECTED = """() => {
   document.body.append(script);
   return window.injected ?? null;
 }"""
+HIDDEN = """() =>
+  [...document.querySelectorAll("#metrics .scroll")].map((each) => each.scrollWidth - each.clientWidth)"""
 OUTLINE = """() => ({
   language: document.documentElement.lang,
   title: document.title,
@@ -163,6 +165,7 @@ def seen_hostile(hostile: Path, tmp_path_factory: pytest.TempPathFactory) -> dic
     views = {
         "inert": View(page, ask=INERT, turns_dark=True),
         "phone": View(page, PHONE_PX, ask=DRAWN),
+        "narrow": View(page, PHONE_PX, ask=HIDDEN),
         "injected": View(page, ask=INJECTED),
     }
     return dict(zip(views, browser.look(list(views.values()), place), strict=True))
@@ -248,6 +251,12 @@ def test_report_of_hostile_files_is_quiet(seen_hostile: dict[str, Seen], view: s
     """What is in hostile files leads to no request, no warning and no failure, and everything is drawn."""
     found = seen_hostile[view]
     assert (found.console, found.errors, len(found.requests), found.overflow) == ([], [], 1, 0)
+
+
+def test_report_shows_numbers_beside_long_names(seen_hostile: dict[str, Seen]) -> None:
+    """On a phone too, the lowest and the highest of each metric are there without scrolling."""
+    (hidden,) = seen_hostile["narrow"].answer
+    assert hidden <= 0
 
 
 def test_report_runs_no_script_but_its_own(seen_hostile: dict[str, Seen]) -> None:

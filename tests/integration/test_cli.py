@@ -14,6 +14,11 @@ from loop import Training
 
 from safepoint import Checkpointer, keep, when
 
+AS_NOBODY_SPECIAL = (
+    () if os.getuid() else ("setpriv", "--bounding-set=-dac_override,-dac_read_search", "--inh-caps=-all")
+)
+"""What takes from root that it may read everything."""
+
 
 def safepoint(*arguments: object) -> subprocess.CompletedProcess[str]:
     """Run ``safepoint`` with its output piped."""
@@ -172,3 +177,25 @@ def test_closed_streams_are_as_if_they_led_to_nothing(run: Path, command: str, c
     done = subprocess.run(["sh", "-c", shell], capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL)
     assert done.returncode == (2 if command.startswith("prune") else 0)
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    "command",
+    ["explain", "pin", "show", "verify", "scan", "export --to torch", "ls", "diff", "latest", "prune --keep all"],
+)
+def test_what_may_not_be_read_is_told_in_one_line(run: Path, command: str) -> None:
+    """With what is wrong, like all else that cannot be looked at."""
+    path = run if command in ("latest", "prune --keep all") else run / "epoch=1-step=2.ckpt"
+    paths = [path, path] if command == "diff" else [path]
+    path.chmod(0)
+    try:
+        done = subprocess.run(
+            [*AS_NOBODY_SPECIAL, Path(sys.executable).with_name("safepoint"), *command.split(), *paths],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    finally:
+        path.chmod(0o700)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert re.fullmatch(r"safepoint: .*Permission denied\.?\n", done.stderr)

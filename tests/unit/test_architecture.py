@@ -18,7 +18,7 @@ SOURCE = Path(safepoint.__file__).parent
 CORE_TESTS = Path(__file__).parents[1] / "core"
 
 LEVELS = (
-    ("errors", "records", "report"),
+    ("errors", "records", "report", "zip_records"),
     (
         "contents",
         "manifest",

@@ -15,7 +15,9 @@ from safepoint.cli.completion import metrics
 if TYPE_CHECKING:
     from safepoint.survey import Entry
 
-_Run = Annotated[Path, typer.Argument(metavar="RUN", help="The directory of a run.", show_default=False)]
+_Run = Annotated[
+    Path, typer.Argument(metavar="RUN", readable=False, help="The directory of a run.", show_default=False)
+]
 _NONE = "holds no checkpoint that can be read; give the directory of a run, or see 'safepoint ls'."
 
 

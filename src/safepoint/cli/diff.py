@@ -22,8 +22,12 @@ class Sort(enum.StrEnum):
 
 
 def diff(
-    a: Annotated[Path, typer.Argument(metavar="A", help="A checkpoint of any kind.", show_default=False)],
-    b: Annotated[Path, typer.Argument(metavar="B", help="The one to compare with it.", show_default=False)],
+    a: Annotated[
+        Path, typer.Argument(metavar="A", readable=False, help="A checkpoint of any kind.", show_default=False)
+    ],
+    b: Annotated[
+        Path, typer.Argument(metavar="B", readable=False, help="The one to compare with it.", show_default=False)
+    ],
     *,
     values: Annotated[
         bool, typer.Option("--values", help="Read the data: how far each layer went, as a bar chart.")

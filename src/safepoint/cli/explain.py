@@ -20,7 +20,8 @@ _COLOURS = {"kept": "green", "pinned": "green", "goes": "yellow", "missing": "ye
 
 def explain(
     file: Annotated[
-        Path, typer.Argument(metavar="FILE", help="A checkpoint, there or gone by now.", show_default=False)
+        Path,
+        typer.Argument(metavar="FILE", readable=False, help="A checkpoint, there or gone by now.", show_default=False),
     ],
     *,
     as_json: Annotated[bool, typer.Option("--json", help="Print a document, safepoint.explain/1.")] = False,

@@ -24,12 +24,16 @@ _MOST_NAMED = 5
 
 
 def export(
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="A checkpoint of any kind.", show_default=False)],
+    file: Annotated[
+        Path, typer.Argument(metavar="FILE", readable=False, help="A checkpoint of any kind.", show_default=False)
+    ],
     *,
     to: Annotated[Kind, typer.Option("--to", help="What to make.", show_default=False)],
     out: Annotated[
         Path | None,
-        typer.Option("-o", "--output", metavar="OUT", help="What to call it.", show_default="FILE's name, here"),
+        typer.Option(
+            "-o", "--output", metavar="OUT", readable=False, help="What to call it.", show_default="FILE's name, here"
+        ),
     ] = None,
     keys: Annotated[
         list[str] | None,

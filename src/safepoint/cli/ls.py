@@ -27,7 +27,9 @@ DAMAGED = 1
 def ls(
     paths: Annotated[
         list[Path] | None,
-        typer.Argument(metavar="PATH", help="Directories of runs, or checkpoints; what is here by default."),
+        typer.Argument(
+            metavar="PATH", readable=False, help="Directories of runs, or checkpoints; what is here by default."
+        ),
     ] = None,
     *,
     sort: Annotated[

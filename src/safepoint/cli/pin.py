@@ -13,7 +13,9 @@ if TYPE_CHECKING:
     from safepoint.pinning import Pinning
     from safepoint.places import Place
 
-File = Annotated[Path, typer.Argument(metavar="FILE", help="A checkpoint, by any of its names.", show_default=False)]
+File = Annotated[
+    Path, typer.Argument(metavar="FILE", readable=False, help="A checkpoint, by any of its names.", show_default=False)
+]
 Json = Annotated[bool, typer.Option("--json", help="Print a JSON document instead.")]
 
 

@@ -21,7 +21,9 @@ NOT_REMOVED = 1
 
 
 def prune(
-    directory: Annotated[Path, typer.Argument(metavar="RUN", help="The directory of a run.", show_default=False)],
+    directory: Annotated[
+        Path, typer.Argument(metavar="RUN", readable=False, help="The directory of a run.", show_default=False)
+    ],
     *,
     keep: Annotated[
         str,

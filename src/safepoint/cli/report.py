@@ -20,12 +20,13 @@ _ERASED = "\r\x1b[K"
 
 def report(
     directory: Annotated[
-        Path, typer.Argument(metavar="RUN", help="The directory of a run, or of many.", show_default=False)
+        Path,
+        typer.Argument(metavar="RUN", readable=False, help="The directory of a run, or of many.", show_default=False),
     ],
     *,
-    out: Annotated[Path, typer.Option("-o", "--output", metavar="OUT", help="What to call the page.")] = Path(
-        "report.html"
-    ),
+    out: Annotated[
+        Path, typer.Option("-o", "--output", metavar="OUT", readable=False, help="What to call the page.")
+    ] = Path("report.html"),
     drift: Annotated[
         bool, typer.Option("--drift/--no-drift", help="Read weights, to show how far each layer moved.")
     ] = True,

@@ -21,7 +21,9 @@ _MOST_NAMED = 5
 
 
 def save_now(
-    directory: Annotated[Path, typer.Argument(metavar="RUN", help="The directory of a run.", show_default=False)],
+    directory: Annotated[
+        Path, typer.Argument(metavar="RUN", readable=False, help="The directory of a run.", show_default=False)
+    ],
     *,
     wait: Annotated[bool, typer.Option("--wait", help="Wait for the checkpoint, and print its path.")] = False,
     timeout: Annotated[

@@ -22,7 +22,8 @@ _COLOURS = {"nothing": None, "safe": "green", "refused": "yellow", "needs": "yel
 
 def scan(
     paths: Annotated[
-        list[Path], typer.Argument(metavar="FILE...", help="Files, or directories of them.", show_default=False)
+        list[Path],
+        typer.Argument(metavar="FILE...", readable=False, help="Files, or directories of them.", show_default=False),
     ],
     *,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document: safepoint.scan/1.")] = False,

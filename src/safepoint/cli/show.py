@@ -24,7 +24,7 @@ _MOST = 100
 
 
 def show(
-    path: Annotated[Path, typer.Argument(metavar="FILE", help="A checkpoint.", show_default=False)],
+    path: Annotated[Path, typer.Argument(metavar="FILE", readable=False, help="A checkpoint.", show_default=False)],
     *,
     depth: Annotated[
         int | None, typer.Option("--depth", metavar="N", min=1, help="How far down the tree of the state is shown.")

@@ -27,7 +27,8 @@ _UNSOUND: dict[Verdict, str] = {"damaged": "not sound", "not checkable": "cannot
 
 def verify(
     paths: Annotated[
-        list[Path], typer.Argument(metavar="PATH", help="Checkpoints, or directories of them.", show_default=False)
+        list[Path],
+        typer.Argument(metavar="PATH", readable=False, help="Checkpoints, or directories of them.", show_default=False),
     ],
     *,
     jobs: Annotated[

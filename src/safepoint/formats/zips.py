@@ -13,17 +13,11 @@ from isal import isal_zlib
 
 from safepoint.archive import Source, directory_of
 from safepoint.errors import DamagedCheckpointError, NotACheckpointError, shortened
+from safepoint.zip_records import CENTRAL, END, END64, LOCAL, LOCATOR, UINT16_MAX, UINT32_MAX
 
 DIRECTORY_LIMIT_BYTES = 256 << 20
-_CENTRAL = struct.Struct("<4s6H3I5H2I")
-_LOCAL = struct.Struct("<4s5H3I2H")
 _FIELD = struct.Struct("<2H")
-_END = struct.Struct("<4s4H2IH")
-_END64 = struct.Struct("<4sQ2H2I4Q")
-_LOCATOR = struct.Struct("<4sIQI")
 _ZIP64 = 1
-_UINT16_MAX = 0xFFFF
-_UINT32_MAX = 0xFFFFFFFF
 _UNREADABLE_FLAGS = 0x2061
 """Encrypted in one of three ways, or a patch: what torch refuses to read."""
 _DIRECTORY = 0x10
@@ -80,11 +74,11 @@ class Archive:
                 "pack it again with 'zip -0'"
             )
         raw = record.name.encode("utf-8", "surrogateescape")
-        header = self._source.read(record.header_offset, _LOCAL.size + len(raw))
-        signature, *_, name_bytes, extra_bytes = _LOCAL.unpack_from(header)
-        if signature != b"PK\x03\x04" or name_bytes != len(raw) or header[_LOCAL.size :] != raw:
+        header = self._source.read(record.header_offset, LOCAL.size + len(raw))
+        signature, *_, name_bytes, extra_bytes = LOCAL.unpack_from(header)
+        if signature != b"PK\x03\x04" or name_bytes != len(raw) or header[LOCAL.size :] != raw:
             raise NotACheckpointError(f"its record {shortened(name)!r} is not where its directory says: damaged")
-        start = record.header_offset + _LOCAL.size + int(name_bytes) + int(extra_bytes)
+        start = record.header_offset + LOCAL.size + int(name_bytes) + int(extra_bytes)
         if start + record.size_bytes > self._directory_offset:
             raise NotACheckpointError(f"its record {shortened(name)!r} reaches beyond the file: cut off, or damaged")
         return self._source.start + start, record.size_bytes
@@ -115,14 +109,14 @@ def _check_end(source: Source, count: int, start: int, end: int) -> None:
     """Refuse end records that do not tell of ``count`` entries from ``start`` to ``end``, as torch does."""
     tail = source.read(end, source.size_bytes - end)
     told = count, count, end - start, start
-    longer = _END64.size + _LOCATOR.size if tail.startswith(b"PK\x06\x06") else 0
+    longer = END64.size + LOCATOR.size if tail.startswith(b"PK\x06\x06") else 0
     if longer:
-        _, own_bytes, _, _, *long = _END64.unpack_from(tail)
-        _, *locator = _LOCATOR.unpack_from(tail, _END64.size)
-        if (own_bytes, *long, *locator) != (_END64.size - 12, 0, 0, *told, 0, end, 1):
+        _, own_bytes, _, _, *long = END64.unpack_from(tail)
+        _, *locator = LOCATOR.unpack_from(tail, END64.size)
+        if (own_bytes, *long, *locator) != (END64.size - 12, 0, 0, *told, 0, end, 1):
             raise NotACheckpointError("no whole zip archive (its long end records are damaged)")
-    _, disk, first_disk, *short, _ = _END.unpack_from(tail, longer)
-    limits = (_UINT16_MAX, _UINT16_MAX, _UINT32_MAX, _UINT32_MAX)
+    _, disk, first_disk, *short, _ = END.unpack_from(tail, longer)
+    limits = (UINT16_MAX, UINT16_MAX, UINT32_MAX, UINT32_MAX)
     is_so = all(found in {min(true, limit), limit} for found, true, limit in zip(short, told, limits, strict=True))
     if disk or first_disk or not is_so:
         raise NotACheckpointError("no whole zip archive (its end record is damaged)")
@@ -142,9 +136,9 @@ def _listed(directory: bytes) -> list[Record]:
 
 def _entry(directory: bytes, at: int) -> tuple[Record, int]:
     """Return the entry that begins at ``at``, and where the next one does; a struct.error if there is none."""
-    signature, _, _, flags, method, _, _, crc, packed, size, *rest = _CENTRAL.unpack_from(directory, at)
+    signature, _, _, flags, method, _, _, crc, packed, size, *rest = CENTRAL.unpack_from(directory, at)
     name_bytes, extra_bytes, comment_bytes, disk, _, attributes, offset = rest
-    start = at + _CENTRAL.size
+    start = at + CENTRAL.size
     end = start + name_bytes + extra_bytes
     if signature != b"PK\x01\x02" or disk or attributes & _DIRECTORY or end + comment_bytes > len(directory):
         raise struct.error
@@ -156,7 +150,7 @@ def _entry(directory: bytes, at: int) -> tuple[Record, int]:
 
 def _widened(extra: bytes, values: tuple[int, int, int]) -> tuple[int, int, int]:
     """Return sizes and offset as the zip64 field of an entry gives those of them that need more than 32 bits."""
-    if _UINT32_MAX not in values:
+    if UINT32_MAX not in values:
         return values
     at = 0
     while at + _FIELD.size <= len(extra):
@@ -164,7 +158,7 @@ def _widened(extra: bytes, values: tuple[int, int, int]) -> tuple[int, int, int]
         at += _FIELD.size
         if kind == _ZIP64:
             wide = iter(struct.unpack_from(f"<{size_bytes // 8}Q", extra, at))
-            size, packed, offset = (next(wide, value) if value == _UINT32_MAX else value for value in values)
+            size, packed, offset = (next(wide, value) if value == UINT32_MAX else value for value in values)
             return size, packed, offset
         at += size_bytes
     return values
