@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import enum
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -107,14 +107,12 @@ def scan(path: Path) -> Scanned:
         return found.scanned()
 
 
-def scan_below(directory: Path) -> Iterator[Scanned]:
+def scan_below(directory: Path, on_error: Callable[[OSError], object]) -> Iterator[Scanned]:
     """Look at every file in ``directory`` and below, in order; what holds no pickle, or is gone, is passed over.
 
-    Raises:
-        OSError: one cannot be read.
-
+    ``on_error`` is told of what cannot be read: files, and directories; the others are looked at.
     """
-    for place, folders, names in os.walk(directory, onerror=_refuse):
+    for place, folders, names in os.walk(directory, onerror=on_error):
         folders.sort()
         parts = set(map(Path(place).joinpath, filter(lambda name: name.endswith(distributed.SHARD), names)))
         if distributed.METADATA in names and parts:
@@ -124,10 +122,8 @@ def scan_below(directory: Path) -> Iterator[Scanned]:
                 yield scan(path)
             except (NotACheckpointError, FileNotFoundError):  # a run that goes on removes what is superseded
                 continue
-
-
-def _refuse(error: OSError) -> None:
-    raise error
+            except OSError as error:
+                on_error(error)
 
 
 def _scan_parts(directory: Path) -> Scanned:

@@ -100,21 +100,22 @@ def _may_be_ours(entry: os.DirEntry[str]) -> bool:
 def _may_be_one(entry: os.DirEntry[str]) -> bool:
     """Tell whether what is not called ``.ckpt`` may be a checkpoint; hidden files are none.
 
-    An empty one may be, which somebody was about to write; but not a ``.bin``, which may be anything.
+    An empty one may be, which somebody was about to write, and one that we may not read; but not a ``.bin``, which may
+    be anything.
     """
     if entry.name.startswith(".") or not entry.name.endswith((_SAFETENSORS, *_TORCHS_AND_OTHERS)):
         return False
     try:
-        if not entry.is_file():
-            return False
-        if entry.name.endswith(_SAFETENSORS):
-            return True
+        if not entry.is_file() or entry.name.endswith(_SAFETENSORS):
+            return entry.is_file()
         if not entry.stat().st_size:  # a file of the kernel's, which must not be read, or one that was cut off
             return not entry.name.endswith(".bin")
     except OSError:
         return False
-    others = () if entry.name.endswith(".bin") else (_ZEROS,)
-    return _begins_with(Path(entry.path), (_ZIP, _LEGACY, *others), _ZIPS_END)
+    path, is_bin = Path(entry.path), entry.name.endswith(".bin")
+    if _begins_with(path, (_ZIP, _LEGACY) if is_bin else (_ZIP, _LEGACY, _ZEROS), _ZIPS_END):
+        return True
+    return not is_bin and not os.access(path, os.R_OK)
 
 
 def _begins_with(path: Path, beginnings: tuple[bytes, ...], end: bytes | None = None) -> bool:

@@ -247,14 +247,14 @@ def test_scan_of_a_directory_looks_at_the_parts_of_a_distributed_checkpoint(tmp_
         warnings.simplefilter("ignore")
         dcp.save({"a": torch.ones(3), "b": {1, 2}}, checkpoint_id=tmp_path / "good")
         dcp.save({"a": torch.ones(3), "b": Runs()}, checkpoint_id=tmp_path / "bad")
-    good, bad = (list(scanning.scan_below(tmp_path / name)) for name in ("good", "bad"))
+    good, bad = (list(scanning.scan_below(tmp_path / name, pytest.fail)) for name in ("good", "bad"))
     assert [(found.path.name, found.verdict) for found in good] == [("good", "safe"), (".metadata", "safe")]
     assert [found.dangerous for found in bad] == [("posix.system",), ()]
     with pytest.raises(NotACheckpointError, match="give the directory"):
         scanning.scan(tmp_path / "bad" / "__0_0.distcp")
     (tmp_path / "good" / "__0_0.distcp").unlink()
     (tmp_path / "good" / "__0_1.distcp").touch()
-    assert [found.verdict for found in scanning.scan_below(tmp_path / "good")] == ["refused", "safe"]
+    assert [found.verdict for found in scanning.scan_below(tmp_path / "good", pytest.fail)] == ["refused", "safe"]
 
 
 def test_scan_command_tells_of_each_file(tmp_path: Path) -> None:
@@ -347,7 +347,17 @@ def test_scan_of_a_directory_passes_over_what_is_removed_meanwhile(tmp_path: Pat
     for name in ("a.pt", "b.pt", "c.pt"):
         torch.save({"x": torch.ones(1)}, tmp_path / name)
     found = []
-    for scanned in scanning.scan_below(tmp_path):
+    for scanned in scanning.scan_below(tmp_path, pytest.fail):
         found.append(scanned.path.name)
         (tmp_path / "b.pt").unlink(missing_ok=True)
     assert found == ["a.pt", "c.pt"]
+
+
+def test_scan_of_a_directory_goes_on_past_what_cannot_be_read(tmp_path: Path) -> None:
+    """It is told, and what comes behind it is looked at."""
+    (tmp_path / "a.pt").symlink_to("a.pt")
+    torch.save({"x": torch.nn.Linear(1, 1)}, tmp_path / "b.pt")
+    found = command(tmp_path)
+    assert (found.returncode, found.stdout.count("\n")) == (1, 1)
+    assert found.stdout.startswith(f"{tmp_path / 'b.pt'}: needs classes")
+    assert found.stderr == f"safepoint: {tmp_path / 'a.pt'}: Too many levels of symbolic links\n"

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import shutil
 import struct
+import subprocess
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +16,7 @@ import msgspec
 import pytest
 import torch
 import torch.distributed.checkpoint as dcp
-from commands import safepoint
+from commands import COMMAND, environment, safepoint
 from loop import Training
 from models import FRAMEWORKS, OLD_TREESPEC, fit
 from safetensors.torch import save_file
@@ -291,3 +294,16 @@ def test_verify_finds_what_is_no_archive_among_shards(tmp_path: Path) -> None:
         shard.write_bytes(bytes(size) + whole[size:])
         result = safepoint("verify", tmp_path)
         assert (result.returncode, f"{tmp_path}: __0_0.distcp: " in result.stdout) == (1, True)
+
+
+@pytest.mark.skipif(shutil.which("setpriv") is None, reason="takes root's right to read everything away")
+@pytest.mark.parametrize(("command", "status"), [("verify", 2), ("ls", 0)])
+def test_file_that_may_not_be_read_is_told_of(saved: Path, command: str, status: int) -> None:
+    """Among others in a directory, it is not passed over."""
+    saved.with_name("other.pt").write_bytes(saved.read_bytes())
+    saved.chmod(0)
+    without = ("setpriv", "--bounding-set", "-dac_override,-dac_read_search") if os.geteuid() == 0 else ()
+    done = subprocess.run(
+        [*without, *COMMAND, command, saved.parent], capture_output=True, text=True, check=False, env=environment({})
+    )
+    assert (done.returncode, "Permission denied" in done.stdout + done.stderr) == (status, True)

@@ -62,32 +62,29 @@ def _in_words(path: Path, error: CheckpointError | OSError) -> str:
 
 
 def _scanned(path: Path, unusable: list[Path]) -> Iterator[Scanned]:
-    """Yield what is found of each file at ``path``; if that ends in an error, tell it, and add to ``unusable``."""
-    results = _results(path)
-    while True:
-        try:
-            scanned = next(results, None)
-        except (CheckpointError, OSError) as error:
-            output.note(_in_words(path, error))
-            unusable.append(path)
-            return
-        if scanned is None:
-            return
-        yield scanned  # out of the reach of that: what goes wrong with printing is another thing
-
-
-def _results(path: Path) -> Iterator[Scanned]:
+    """Yield what is found of each file at ``path``; tell what cannot be looked at, and add it to ``unusable``."""
     from safepoint import scanning
 
-    if not path.is_dir():
-        yield scanning.scan(path)
+    def tell(error: CheckpointError | OSError) -> None:
+        output.note(_in_words(path, error))
+        unusable.append(path)
+
+    if path.is_dir():
+        found = False
+        for scanned in scanning.scan_below(path, tell):
+            found = True
+            yield scanned
+        if not (found or unusable):
+            tell(
+                NotACheckpointError(f"{path} holds no file with a pickle in it, and no safetensors; give a checkpoint.")
+            )
         return
-    is_empty = True
-    for scanned in scanning.scan_below(path):
-        is_empty = False
-        yield scanned
-    if is_empty:
-        raise NotACheckpointError(f"{path} holds no file with a pickle in it, and no safetensors; give a checkpoint.")
+    try:
+        scanned = scanning.scan(path)
+    except (CheckpointError, OSError) as error:
+        tell(error)
+        return
+    yield scanned
 
 
 def _told(scanned: Scanned) -> str:
