@@ -59,7 +59,9 @@ def test_best_of_those_that_are_there_stays_when_the_directory_has_gone(tmp_path
         best = saver.best("loss")
         assert best is not None
         assert best.step == 3
-        assert saver.explain("epoch=0-step=1.ckpt").startswith("epoch=0-step=1.ckpt was removed: removed by somebody")
+        assert saver.explain("epoch=0-step=1.ckpt").startswith(
+            "epoch=0-step=1.ckpt was removed: by hand, or by 'safepoint prune'"
+        )
 
 
 def test_one_checkpoint_removed_by_hand_is_told_and_counts_no_more(tmp_path: Path) -> None:
