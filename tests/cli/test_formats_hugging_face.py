@@ -148,6 +148,14 @@ def test_checkpoint_with_half_a_state_is_half_written(run: Path) -> None:
     check_refused(run / "checkpoint-2", r"trainer_state\.json: cut off")
 
 
+def test_checkpoint_without_weights_is_not_whole(run: Path) -> None:
+    """Not even if all else is there, unless a directory of another program's may hold them."""
+    (run / "checkpoint-2" / "model.safetensors").unlink()
+    check_refused(run / "checkpoint-2", "its weights were taken away: there is no file of them")
+    (run / "checkpoint-2" / "pytorch_model_fsdp_0").mkdir()
+    assert formats.outline(run / "checkpoint-2").step == 2
+
+
 def test_model_without_one_of_its_files_is_half_written(run: Path) -> None:
     """An index that names what is not there."""
     (run / "sharded" / "model-00002-of-00003.safetensors").unlink()

@@ -64,8 +64,9 @@ def ls(
     Reads what tells of the tensors, never their data, and unpickles nothing. What is listed is not verified without
     '--verify'. Bytes that several names share are counted once in the sum.
 
-    EXIT STATUS: 0 if all was read; 1 if, with --verify, a checkpoint is damaged; 2 if a PATH is not there or is a file
-    that is no checkpoint, or a CONDITION or KEY is none, or is about a metric that no checkpoint has.
+    EXIT STATUS: 0, also if files are named that cannot be read; 1 if, with --verify, a checkpoint is damaged; 2 if a
+    PATH is not there or is a file that is no checkpoint, or a CONDITION or KEY is none, or is about a metric that no
+    checkpoint has.
     """
     from safepoint.survey import Survey
 

@@ -37,6 +37,7 @@ _WEIGHTS = {
 _WEIGHTS_AND_INDEXES = frozenset(_WEIGHTS) | {f"{file}{_INDEX}" for file in _WEIGHTS}
 _BESIDE = frozenset({_CONFIG, "adapter_config.json", _ARGUMENTS})
 _MORE = re.compile(r"(optimizer|scheduler|scaler|rng_state(?:_\d+)?)\.(?:pt|pth|bin)")
+_OTHER_WEIGHTS = re.compile(r"(?:pytorch_|tf_|flax_|adapter_)?model.*\.(?:bin|safetensors|h5|msgpack|pt)")
 _JSON_LIMIT_BYTES = 256 << 20
 _NO_METRICS = re.compile(r"epoch|step|.*_(?:runtime|per_second|flos)")
 
@@ -122,7 +123,18 @@ def _weights(path: Path) -> dict[str, tuple[str, tuple[str, ...]]]:
             found[file] = name, ()
         elif os.path.lexists(path / (file + _INDEX)):
             found |= {shard: (name, wanted) for shard, wanted in _shards(path, file + _INDEX).items()}
+    if not found and not _may_be_elsewhere(path):
+        raise NotACheckpointError(
+            "half-written, or its weights were taken away: there is no file of them, such as model.safetensors. "
+            "Take another checkpoint"
+        )
     return found
+
+
+def _may_be_elsewhere(path: Path) -> bool:
+    """Tell whether weights may be in what is not read here: directories of FSDP or DeepSpeed, other files."""
+    with os.scandir(path) as entries:
+        return any(entry.is_dir() or _OTHER_WEIGHTS.match(entry.name) for entry in entries)
 
 
 def _shards(path: Path, index: str) -> dict[str, tuple[str, ...]]:
