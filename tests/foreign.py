@@ -78,3 +78,28 @@ def of_trainer(directory: Path) -> Path:
     example = {"x": torch.ones(3), "labels": torch.zeros(1)}
     Trainer(Model(), arguments, train_dataset=[example] * 8, eval_dataset=[example]).train()
     return directory
+
+
+class _Pairs(torch.utils.data.Dataset[Any]):
+    def __len__(self) -> int:
+        return 8
+
+    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+        return {"input_ids": torch.tensor([1, 2, 3]), "labels": torch.tensor(index % 2)}
+
+
+def of_bert(directory: Path, layers: int, steps: int, **options: Any) -> Any:
+    """Train a tiny model of Hugging Face's by its Trainer, as ``options`` say, and return the model."""
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        from transformers import BertConfig, BertForSequenceClassification, Trainer, TrainingArguments
+
+        sizes = {"vocab_size": 10, "hidden_size": 8, "num_hidden_layers": layers, "num_attention_heads": 2}
+        model = BertForSequenceClassification(BertConfig(**sizes, intermediate_size=8, max_position_embeddings=8))
+        arguments = TrainingArguments(
+            str(directory), max_steps=steps, eval_strategy="steps", per_device_train_batch_size=4, report_to=[],
+            use_cpu=True, disable_tqdm=True, learning_rate=0.125, **options,
+        )  # fmt: skip
+        Trainer(model, arguments, train_dataset=_Pairs(), eval_dataset=_Pairs()).train()
+    return model

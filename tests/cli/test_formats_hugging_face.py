@@ -9,6 +9,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+import foreign
 import numpy as np
 import pytest
 import safetensors.torch
@@ -19,30 +20,13 @@ from safepoint.contents import Contents, Format, Opaque
 from safepoint.errors import CheckpointError, NotACheckpointError
 
 
-class _Pairs(torch.utils.data.Dataset[Any]):
-    def __len__(self) -> int:
-        return 8
-
-    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
-        return {"input_ids": torch.tensor([1, 2, 3]), "labels": torch.tensor(index % 2)}
-
-
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a directory with the checkpoints of a short training, and its model saved in one file and in several."""
-    os.environ.setdefault("HF_HUB_OFFLINE", "1")
     directory = tmp_path_factory.mktemp("hugging face")
+    model = foreign.of_bert(directory, layers=1, steps=3, save_steps=1, eval_steps=1, logging_steps=1)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        from transformers import BertConfig, BertForSequenceClassification, Trainer, TrainingArguments
-
-        sizes = {"vocab_size": 10, "hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
-        model = BertForSequenceClassification(BertConfig(**sizes, intermediate_size=8, max_position_embeddings=8))
-        arguments = TrainingArguments(
-            str(directory), max_steps=3, save_steps=1, eval_steps=1, eval_strategy="steps", logging_steps=1,
-            per_device_train_batch_size=4, report_to=[], use_cpu=True, disable_tqdm=True, learning_rate=0.125,
-        )  # fmt: skip
-        Trainer(model, arguments, train_dataset=_Pairs(), eval_dataset=_Pairs()).train()
         model.save_pretrained(directory / "sharded", max_shard_size="1KB")
         model.save_pretrained(directory / "whole")
     return directory

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import warnings
 from pathlib import Path
-from typing import Any
 
+import foreign
 import msgspec
 import pytest
 import torch
@@ -19,30 +18,11 @@ from safepoint import formats
 from safepoint.cli.documents import Show
 
 
-class _Pairs(torch.utils.data.Dataset[Any]):
-    def __len__(self) -> int:
-        return 8
-
-    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
-        return {"input_ids": torch.tensor([1, 2, 3]), "labels": torch.tensor(index % 2)}
-
-
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return the checkpoint of a real ``Trainer``."""
-    os.environ.setdefault("HF_HUB_OFFLINE", "1")
     directory = tmp_path_factory.mktemp("trainer")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        from transformers import BertConfig, BertForSequenceClassification, Trainer, TrainingArguments
-
-        sizes = {"vocab_size": 10, "hidden_size": 8, "num_hidden_layers": 4, "num_attention_heads": 2}
-        model = BertForSequenceClassification(BertConfig(**sizes, intermediate_size=8, max_position_embeddings=8))
-        arguments = TrainingArguments(
-            str(directory), max_steps=2, save_steps=2, eval_steps=2, eval_strategy="steps", report_to=[], use_cpu=True,
-            per_device_train_batch_size=4, disable_tqdm=True, learning_rate=0.125,
-        )  # fmt: skip
-        Trainer(model, arguments, train_dataset=_Pairs(), eval_dataset=_Pairs()).train()
+    foreign.of_bert(directory, layers=4, steps=2, save_steps=2, eval_steps=2)
     return directory / "checkpoint-2"
 
 
