@@ -14,7 +14,7 @@ import msgspec
 import pytest
 import torch
 from commands import on_terminal, safepoint
-from loop import Training
+from loop import best_and_latest
 from models import FRAMEWORKS, OLD_TREESPEC, VAL_LOSSES, fit
 from nets import flip, save
 from safetensors.torch import save_file
@@ -35,15 +35,7 @@ class Stream(torch.utils.data.IterableDataset[int]):
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
     """Return a directory in which a run kept its best and its latest of four checkpoints."""
-    training = Training()
-    directory = tmp_path / "run"
-    policy = keep.best("val_loss") | keep.latest()
-    with Checkpointer(directory, state=training.state, save=when.every(epochs=1), keep=policy) as checkpointer:
-        for loss in (0.5, 0.25, 0.75, 1.0):
-            checkpointer.step(train_loss=training.advance())
-            checkpointer.epoch_end(val_loss=loss)
-            checkpointer.wait()
-    return directory
+    return best_and_latest(tmp_path / "run")
 
 
 def head(path: Path) -> dict[str, str]:

@@ -10,7 +10,7 @@ import termios
 from pathlib import Path
 
 import pytest
-from loop import Training
+from loop import Training, best_and_latest
 
 from safepoint import Checkpointer, keep, when
 
@@ -29,14 +29,7 @@ def safepoint(*arguments: object) -> subprocess.CompletedProcess[str]:
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
     """Return a directory in which a run kept its best and its latest of four checkpoints."""
-    training = Training()
-    directory = tmp_path / "run"
-    policy = keep.best("val_loss") | keep.latest()
-    with Checkpointer(directory, state=training.state, save=when.every(epochs=1), keep=policy) as checkpointer:
-        for loss in (0.5, 0.25, 0.75, 1.0):
-            checkpointer.step(train_loss=training.advance())
-            checkpointer.epoch_end(val_loss=loss)
-    return directory
+    return best_and_latest(tmp_path / "run")
 
 
 def flip(path: Path, offset: int) -> None:
